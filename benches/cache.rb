@@ -5,7 +5,7 @@
 class Cache
   SECONDS, MEGABYTES = Figures.sized(6, 1), Figures.sized(64, 1)
   NAME = 'acme/from-afar'
-  REFERENCE = "#{World::REGISTRY}/cache/{account}-{repository}"
+  REFERENCE = "#{World::REGISTRY}/cache/{account}/{repository}"
   BUILDX = "type=registry,ref=#{REFERENCE}:buildx-{target}"
   # The settings of each side.
   SIDES = {
@@ -25,7 +25,7 @@ class Cache
     @runs = runs
   end
 
-  # The bars.
+  # Runs the benchmark, and returns its bars.
   def measure
     @application = Repository.new(@world.path('git'), @world.path('.'), NAME)
     write_dockerfile

@@ -4,14 +4,14 @@ class Fresh
   N_APPLICATIONS = Figures.sized(9, 2)
   SECONDS = Figures.sized(60, 5)
   STEP = Figures.sized(3, 1) # seconds of the step that a cache saves
-  SIDES = { 'warmed' => true, 'as BuildKit is' => false }.freeze
+  SIDES = { 'warm' => true, 'without warm' => false }.freeze
   MIN_CACHED = 0.9
 
   def initialize(world)
     @world = world
   end
 
-  # The bars.
+  # Runs the benchmark, and returns its bars.
   def measure
     @applications = Array.new(N_APPLICATIONS) { |n| Repository.new(@world.path('git'), @world.path('.'), "acme/fresh#{n}") }
     @cached = SIDES.to_h do |side, is_warmed|
@@ -28,7 +28,7 @@ class Fresh
   # The part of the steps of each repeat that was cached.
   def builds(side)
     jobs = @applications.to_h { |application| [application.name, job(application, side)] }
-    # The first ones begin one after the other, so that at no time all have ended.
+    # The first ones begin one after the other, so that the pods are never idle.
     reports = @world.build_unbroken(jobs, SECONDS, STEP / 3.0).drop(N_APPLICATIONS)
     reports.map { |report| report['targets'].first }.map { |target| target['steps_cached'].fdiv(target['steps_total']) }
   end

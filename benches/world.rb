@@ -257,7 +257,7 @@ class World
     [seconds, reports]
   end
 
-  # Builds each job again as soon as it has ended, until so many seconds are over. The first ones begin `gap` seconds after each
+  # Builds each job again as soon as it has ended, for so many seconds. The first ones begin `gap` seconds after each
   # other. Returns the reports in their order.
   def build_unbroken(jobs, seconds, gap)
     started, running, reports = Figures.now, jobs.size, []

@@ -32,7 +32,6 @@ mod progress;
 mod registry;
 mod shown;
 mod solve;
-mod version;
 mod view;
 mod warm;
 
@@ -48,12 +47,14 @@ use crate::cache::SeenStep;
 use crate::event::{Event, Phase};
 use crate::job::{Build, Commit};
 use crate::journal::Journal;
-use crate::process::ProcessError;
+use crate::process::{ProcessError, RunLimits};
 use crate::reason::{End, HasReason, Reason};
 use crate::sandbox::Sockets;
 use crate::secret::SecretBytes;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
+use crate::version::{Ability, Program, Version};
+use crate::warmth::BaseBuild;
 use crate::{environment, secret_file};
 
 use confirmed::Confirmed;
@@ -67,7 +68,6 @@ pub use definition_file::{DefinitionFile, admit};
 pub use ignore::Excluded;
 pub use policy::Refusal;
 pub use registry::registry_url;
-pub use version::{Ability, Program, Version};
 
 /// A shorter secret of the worker is not masked in the output of builds, which never get it.
 const LEAST_OF_WORKER: usize = 8;
@@ -181,7 +181,7 @@ pub struct Goal<'a> {
 pub struct Outcome {
     /// Names of the targets that were built, also when the bake failed.
     pub built: BTreeSet<String>,
-    /// Names of the targets of which a step was not cached.
+    /// Names of the targets with at least one step that was not cached.
     pub ran: BTreeSet<String>,
     /// The steps of each target, in the order of BuildKit's reports.
     pub steps: BTreeMap<String, Vec<SeenStep>>,
@@ -381,17 +381,27 @@ impl Bake {
         solve::solve(self, build, goal, location, directory, journal, stop).await
     }
 
-    /// Builds base images, of which nothing is kept but their place in the builder's cache. Returns whether that succeeded.
+    /// Refuses a base image that is not for each platform that its target names, as far as the job's own registries say so.
+    pub async fn check_bases(
+        &self,
+        build: &Build,
+        definition: &Definition,
+        stop: &CancellationToken,
+    ) -> Result<(), BakeError> {
+        platforms::check_bases(self, build, definition, stop).await
+    }
+
+    /// Builds a base image into the builder's cache only. Returns whether that succeeded.
     pub async fn warm(
         &self,
         build: &Build,
         definition: &Definition,
-        bases: &[String],
+        base: &BaseBuild,
         location: &Location,
         directory: &JobDirectory,
-        stop: &CancellationToken,
+        limits: RunLimits,
     ) -> bool {
-        warm::bases(self, build, definition, bases, location, directory, stop).await
+        warm::base(self, build, definition, base, location, directory, limits).await
     }
 
     /// Exports the caches of those of a finished build's targets that may have one, and emits a notice when that fails.

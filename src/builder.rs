@@ -36,12 +36,13 @@ use tokio::time::{Instant, sleep};
 use crate::bake::Location;
 use crate::job::Build;
 use crate::network::Proxy;
-use crate::platform::{Platform, Wanted};
+use crate::platform::{NamedPlatform, Platform};
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
 use crate::settings::{self, Driver, for_account, match_of};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
+use crate::version::Version;
 
 use api_server::ApiServer;
 use location::node_id;
@@ -85,7 +86,7 @@ pub enum BuilderError {
     None(String),
     /// The builder has another processor than a target asks for.
     #[error(
-        "target.{target}.platforms: {platform} is not allowed: the builder {builder} is {own} and its emulation is off"
+        "target.{target}.platforms: {platform} is not allowed: the builder {builder} runs on {own} and does not emulate others"
     )]
     Platform {
         /// The target.
@@ -97,9 +98,21 @@ pub enum BuilderError {
         /// The builder's own platform.
         own: Platform,
     },
+    /// The builder is a StatefulSet, and this docker-buildx does not find one.
+    #[error(
+        "the builder {name} is a StatefulSet, which docker-buildx {version} does not find; newer ones do, from {first} on"
+    )]
+    OldBuildx {
+        /// Its name.
+        name: String,
+        /// The version.
+        version: String,
+        /// The first that does.
+        first: String,
+    },
     /// BuildKit does not say which platforms it has.
-    #[error("the builder {name}: {error}")]
-    Silent {
+    #[error("the builder {name} did not say which platforms it has: {error}")]
+    NoPlatforms {
         /// Its name.
         name: String,
         /// Why.
@@ -131,7 +144,9 @@ impl HasReason for BuilderError {
         Some(match self {
             Self::Unknown(_) | Self::NotForAccount { .. } => Reason::InvalidArguments,
             Self::Platform { .. } => Reason::PolicyRefused,
-            Self::None(_) | Self::Cluster { .. } | Self::Silent { .. } => Reason::BuilderUnavailable,
+            Self::None(_) | Self::Cluster { .. } | Self::NoPlatforms { .. } | Self::OldBuildx { .. } => {
+                Reason::BuilderUnavailable
+            }
             Self::Config { .. } | Self::State(_) => Reason::WorkerFailed,
         })
     }
@@ -150,14 +165,16 @@ pub struct PlaceRequest<'a> {
     pub loss: Option<&'a Loss>,
     /// Chooses a shard by the builds of the fleet. Without it, the builds of this process count.
     pub fleet: Option<&'a Fleet>,
-    /// The platforms that it names.
-    pub platforms: &'a [Wanted],
+    /// The platforms that its definition names.
+    pub platforms: &'a [NamedPlatform],
+    /// The version of docker-buildx. Without it, nothing depends on it.
+    pub buildx: Option<&'a Version>,
 }
 
 impl<'a> PlaceRequest<'a> {
     /// A build that nothing is known of.
     pub fn new(build: &'a Build, state: &'a StateDirectory, directory: &'a JobDirectory) -> Self {
-        Self { build, state, directory, loss: None, fleet: None, platforms: &[] }
+        Self { build, state, directory, loss: None, fleet: None, platforms: &[], buildx: None }
     }
 }
 
@@ -242,6 +259,9 @@ impl Builders {
             }
             _ => None,
         };
+        if pods.as_ref().is_some_and(|pods| pods.storage.is_some()) {
+            node.check_buildx(request.buildx)?;
+        }
         let dial = Dial {
             buildx: &self.buildx,
             enforcement: self.enforcement,

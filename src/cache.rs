@@ -12,6 +12,6 @@ mod steps;
 
 pub use files::{Change, Changes, ContextChanges};
 pub use judge::{Facts, judge};
-pub use plan::{Plan, Wanted};
+pub use plan::{BaseImage, Plan, Wanted};
 pub use record::{LastBuild, Marker};
 pub use steps::{SeenStep, StepState};

@@ -51,10 +51,10 @@ pub enum Event {
         target: String,
         /// The first step that was not cached, and why.
         not_cached: Option<Box<NotCached>>,
-        /// How long the cached steps took when they last ran, if it is known.
+        /// The total time of the cached steps when they last ran, if it is known.
         saved: Option<Duration>,
     },
-    /// How long the caches were imported and exported that a run of docker-buildx imports and exports itself.
+    /// How long a run of docker-buildx took to import and export caches.
     CachesMoved {
         /// The longest import.
         imported: Duration,
@@ -276,7 +276,7 @@ pub struct TargetReport {
     /// The output of this step that explains the failure: its last lines, and earlier ones that look like an error. At most
     /// [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes.
     pub log_tail: Option<String>,
-    /// How long the cached steps took when they last ran, in milliseconds; null when it is not known.
+    /// The total time of the cached steps when they last ran, in milliseconds; null when it is not known.
     pub saved_ms: Option<u64>,
     /// The first step that was not cached, and why; null when all were, or when no step was reached.
     pub why_not_cached: Option<Box<NotCached>>,

@@ -50,6 +50,7 @@ pub mod secret;
 pub mod settings;
 pub mod shard;
 pub mod text;
+pub mod version;
 pub mod warmth;
 
 // Infrastructure: one mechanism each.

@@ -29,7 +29,7 @@ use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 
 pub use caching::Caching;
-pub use warm::Warmths;
+pub use warm::AskBases;
 pub use worktree::{authorize, notify_of_encodings, notify_of_submodules};
 
 use caching::Run;
@@ -80,8 +80,8 @@ pub struct Attempt<'a> {
     pub fence: Option<&'a Fence>,
     /// Chooses among shards by the builds of all workers; `None` in `sidebake build`.
     pub fleet: Option<&'a Fleet>,
-    /// Knows which base images pods have built; `None` in `sidebake build`.
-    pub warmths: Option<&'a Warmths>,
+    /// Asks Redis which base images pods have built; `None` in `sidebake build`.
+    pub ask_bases: Option<&'a AskBases>,
 }
 
 /// Asks whether the job is still owned, as far as is known.
@@ -171,6 +171,7 @@ async fn solve(
     let mut targets = definition.names();
     let mut unfinished = targets.clone();
     let platforms = definition.platforms();
+    integrations.bake.check_bases(build, definition, attempt.stop.token()).await?;
     let (mut said, mut ran) = (BTreeSet::new(), BTreeSet::new());
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
@@ -179,6 +180,7 @@ async fn solve(
             loss: lost.as_ref(),
             fleet: attempt.fleet,
             platforms: &platforms,
+            buildx: Some(integrations.bake.version().await?),
             ..PlaceRequest::new(build, &integrations.state, directory)
         });
         let mut session = attempt.unless_stopped(place).await??;
@@ -196,6 +198,11 @@ async fn solve(
         }
         let started = Instant::now();
         let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt, spent).await?;
+        // What a lost pod has built is in no other pod's cache.
+        match loss {
+            Some(_) => ran.clear(),
+            None => ran.extend(outcome.ran.iter().cloned()),
+        }
         spent = if loss.is_some() { Duration::ZERO } else { spent + started.elapsed() };
         attempt.journal.emit(Event::Placed(session.placement()));
         if let Some((caching, worktree)) = caching {
@@ -210,7 +217,6 @@ async fn solve(
             targets = unfinished.clone();
             continue;
         }
-        ran.extend(outcome.ran);
         if outcome.end.is_none() {
             export_caches(integrations, build, Goal { definition, targets: &ran }, &mut session, directory, attempt)
                 .await;
@@ -229,13 +235,13 @@ async fn solve(
             return Ok(());
         }
         targets = definition.with_linked(&unfinished);
-        // A build that exhausts a pod's memory must not exhaust all others'.
-        n_left = if loss.is_out_of_memory { 0 } else { n_left - 1 };
+        // A build that exhausts a pod's memory or disk must not exhaust all others'.
+        n_left = if loss.is_used_up { 0 } else { n_left - 1 };
         lost = Some(loss.after(lost));
     }
 }
 
-/// Exports caches where the images were built. The build has succeeded, whatever becomes of it.
+/// Exports caches on the pod of the last run. A failure does not fail the build.
 async fn export_caches(
     integrations: &Integrations,
     build: &Build,

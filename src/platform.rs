@@ -19,7 +19,7 @@ pub struct Machine(Vec<Platform>);
 
 /// A platform that a definition names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct NamedPlatform {
     /// The first target that names it.
     pub target: String,
     /// As it is written there.
@@ -35,8 +35,8 @@ impl Platform {
         Self { os: normalized_os(&os.to_ascii_lowercase()).into(), architecture, variant }
     }
 
-    /// Reads a platform of a definition; `None` for what buildx does not read either. `local` and a missing part mean the
-    /// machine of buildx.
+    /// Reads a platform of a definition; `None` for what buildx does not read either. `local` and a missing architecture mean the
+    /// worker's own, on which buildx runs. A missing system is Linux.
     pub fn parse(text: &str) -> Option<Self> {
         let is_part = |part: &str| {
             !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
@@ -50,8 +50,8 @@ impl Platform {
             return None;
         }
         match parts[..] {
-            [local] if local.eq_ignore_ascii_case("local") => Some(Self::new("linux", own_architecture(), "")),
-            [os] if is_os(os) => Some(Self::new(os, own_architecture(), "")),
+            [local] if local.eq_ignore_ascii_case("local") => Some(Self::new("linux", worker_architecture(), "")),
+            [os] if is_os(os) => Some(Self::new(os, worker_architecture(), "")),
             [architecture] => Some(Self::new("linux", architecture, "")),
             [os, architecture] => Some(Self::new(os, architecture, "")),
             [os, architecture, variant] => Some(Self::new(os, architecture, variant)),
@@ -64,7 +64,7 @@ impl Platform {
         (&self.os, &self.architecture) == (&other.os, &other.architecture)
     }
 
-    /// The version of the architecture, which runs what is made for lower ones.
+    /// The variant as a number: a higher one runs images for lower ones.
     fn level(&self) -> Option<(u32, u32)> {
         let usual = match &*self.architecture {
             "amd64" => "1",
@@ -79,7 +79,8 @@ impl Platform {
 
     /// Whether this machine runs images for `other` in its own processor.
     fn runs(&self, other: &Self) -> bool {
-        self.is_like(other) && (self.variant == other.variant || self.level() >= other.level().or(Some((u32::MAX, 0))))
+        let is_higher = || self.level().zip(other.level()).is_some_and(|(own, wanted)| own >= wanted);
+        self.is_like(other) && (self.variant == other.variant || is_higher())
     }
 }
 
@@ -113,7 +114,7 @@ impl Machine {
 }
 
 /// The architecture of the worker, on which buildx runs.
-fn own_architecture() -> &'static str {
+fn worker_architecture() -> &'static str {
     std::env::consts::ARCH
 }
 

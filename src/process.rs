@@ -73,6 +73,16 @@ pub struct RunLimits {
     pub stop: CancellationToken,
 }
 
+impl RunLimits {
+    /// Bytes of standard output of a program that writes its results elsewhere.
+    const LITTLE: usize = 64 << 10;
+
+    /// A program without a time limit that writes its results to files.
+    pub fn until(stop: CancellationToken) -> Self {
+        Self { timeout: None, silence: None, max_output_bytes: Self::LITTLE, stop }
+    }
+}
+
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {

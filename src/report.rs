@@ -146,7 +146,7 @@ pub struct Timings {
     /// Resolving and validating the definition.
     #[serde(rename = "print_ms", serialize_with = "as_millis")]
     pub print: Duration,
-    /// From the choice of a builder to the last image.
+    /// From the choice of a builder to the end of the last run of docker-buildx.
     #[serde(rename = "bake_ms", serialize_with = "as_millis")]
     pub bake: Duration,
     /// Building base images on a new pod: a part of `bake_ms`.

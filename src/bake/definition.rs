@@ -12,11 +12,14 @@ use super::policy::near::near;
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
 use crate::bounds;
+use crate::cache::BaseImage;
 use crate::dockerfile;
 use crate::event::FailedStep;
-use crate::platform::{Platform, Wanted};
+use crate::name::reference::{self, Reference};
+use crate::platform::{NamedPlatform, Platform};
 use crate::secret::SecretBytes;
 use crate::state::{JobDirectory, StateError, write_private};
+use crate::warmth::BaseBuild;
 
 /// The fields of a target that are read again later.
 const KEPT: [&str; 6] = ["context", "contexts", "dockerfile", "dockerfile-inline", "platforms", "tags"];
@@ -94,14 +97,14 @@ impl Definition {
     }
 
     /// The platforms that the targets name, each once. One that buildx cannot read is left out.
-    pub fn platforms(&self) -> Vec<Wanted> {
-        let mut all: Vec<Wanted> = Vec::new();
+    pub fn platforms(&self) -> Vec<NamedPlatform> {
+        let mut all: Vec<NamedPlatform> = Vec::new();
         for (target, fields) in &self.targets {
             for name in platforms(fields) {
                 if let Some(platform) = Platform::parse(&name)
                     && !all.iter().any(|known| known.platform == platform)
                 {
-                    all.push(Wanted { target: target.clone(), name, platform });
+                    all.push(NamedPlatform { target: target.clone(), name, platform });
                 }
             }
         }
@@ -113,20 +116,21 @@ impl Definition {
         self.targets.get(target).map(platforms).unwrap_or_default()
     }
 
-    /// The images that a target is based on and that have to be for its platforms, each with the line of its FROM, as far as its
-    /// Dockerfile alone says it.
-    pub(super) fn bases(&self, target: &str) -> Vec<(u32, String)> {
+    /// The base images of a target that are not replaced, as far as its Dockerfile alone says it.
+    pub(super) fn base_images(&self, target: &str) -> Vec<BaseImage<'_>> {
         let plan = self.plans.get(target).and_then(|planned| planned.plan.as_ref());
-        let bases = plan.into_iter().flat_map(|plan| plan.bases()).filter(|(_, image)| !self.replaces(target, image));
-        bases.map(|(line, image)| (line, image.to_owned())).collect()
+        let images = plan.into_iter().flat_map(|plan| plan.base_images());
+        // BuildKit refuses another name, and it may have been made to hurt whoever reads it.
+        let is_name = |base: &BaseImage<'_>| reference::check_reference(base.image).is_ok();
+        images.filter(|base| is_name(base) && !self.replaces(target, base.image)).collect()
     }
 
-    /// What stands after FROM in the Dockerfiles of targets, with the values of arguments, for each image that is not replaced.
-    pub fn froms(&self, targets: &BTreeSet<String>) -> BTreeSet<String> {
+    /// The base images of targets that can be built alone.
+    pub fn base_builds(&self, targets: &BTreeSet<String>) -> BTreeSet<BaseBuild> {
         let of_target = |target: &String| {
-            let plan = self.plans.get(target).and_then(|planned| planned.plan.as_ref());
-            let froms = plan.into_iter().flat_map(|plan| plan.froms());
-            froms.filter(|(image, _)| !self.replaces(target, image)).map(|(_, from)| from).collect::<Vec<_>>()
+            let platforms = self.platforms_of(target);
+            let froms = self.base_images(target).into_iter().filter_map(|base| base.alone());
+            froms.map(|from| BaseBuild { from, platforms: platforms.clone() }).collect::<Vec<_>>()
         };
         targets.iter().flat_map(of_target).collect()
     }
@@ -134,8 +138,8 @@ impl Definition {
     /// Whether a named context of a target replaces the image of its name, on one platform or on all.
     fn replaces(&self, target: &str, image: &str) -> bool {
         let contexts = self.targets.get(target).and_then(|fields| fields.get("contexts")?.as_object());
-        let is_name = |name: &String| name.split("::").next() == Some(image);
-        contexts.is_some_and(|all| all.keys().any(is_name))
+        let is_same = |name: &str| name == image || Reference::of(name) == Reference::of(image);
+        contexts.is_some_and(|all| all.keys().filter_map(|name| name.split("::").next()).any(is_same))
     }
 
     /// Those of the worktree's files that a target may read: they are in a context and not excluded by its `.dockerignore`, or
@@ -246,6 +250,11 @@ pub(super) fn platforms(fields: &Map<String, Value>) -> Vec<String> {
     platforms
 }
 
+/// The tags of a target.
+pub(super) fn tags(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    fields.get("tags").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
 /// The context of a target, and its Dockerfile unless that is inline.
 pub(super) fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
@@ -284,6 +293,32 @@ mod tests {
         assert_eq!(again("base"), ["app", "base", "test"]);
         assert_eq!(again("test"), ["app", "base", "test"]);
         assert_eq!(again("docs"), ["docs"]);
+    }
+
+    #[test]
+    fn base_images_are_built_alone_unless_they_are_replaced_or_no_names() {
+        let worktree = tempfile::tempdir().expect("a temporary directory");
+        let root = worktree.path().canonicalize().expect("it is there");
+        let dockerfile = "ARG BASE\nARG P\nFROM --platform=$BUILDPLATFORM go:1 AS go\nFROM base:1\nFROM --platform=$P other\nFROM scratch\n\
+                          FROM $BASE\nFROM app\nCOPY --from=0 / /\nCOPY --from=1 / /\nCOPY --from=2 / /\nCOPY --from=4 / /\n";
+        std::fs::write(root.join("Dockerfile"), dockerfile).expect("written");
+        let builds = |base: &str, contexts: Value| {
+            let target =
+                json!({"context": root, "args": {"BASE": base}, "contexts": contexts, "platforms": ["linux/arm64"]});
+            let targets = BTreeMap::from([("t".to_owned(), target.as_object().cloned().expect("an object"))]);
+            let definition = Definition::of(targets, root.clone()).understood();
+            let builds = definition.base_builds(&definition.names());
+            builds.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let go = "FROM --platform=$BUILDPLATFORM go:1 linux/arm64";
+        let all = ["FROM alpine linux/arm64", "FROM app linux/arm64", "FROM base:1 linux/arm64", go];
+        let mut found = builds("alpine", json!({}));
+        found.sort_unstable_by_key(|from| from.replace("--platform=$BUILDPLATFORM ", ""));
+        assert_eq!(found, all);
+        let replaced = json!({"docker.io/library/base:1": "target:x", "app::linux/arm64": "target:x"});
+        for base in ["alpine\nRUN evil", "alpine RUN", "../../api?q=", "registry/../x@y"] {
+            assert_eq!(builds(base, replaced.clone()), [go], "{base:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Exports the caches of a finished build to a registry.
 //!
-//! A second run of docker-buildx finds everything in the builder's own cache. So a registry that fails or hangs costs no build, the
-//! images are pushed before, and a build of which nothing ran exports nothing.
+//! This is a second run of docker-buildx, which finds everything in the builder's own cache. The images are pushed before it, so a
+//! registry that fails or hangs costs no build. A build in which no step ran exports nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::solve::{Prepared, limits};
+use super::solve::Prepared;
 use super::{Bake, BakeError, Definition, Goal, Location};
 use crate::event::{Event, Phase};
 use crate::job::Build;
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// The definition of the export in a job's directory.
 const FILE: &str = "export.json";
 
-/// Fields that would build again what has just been built, or attest it.
+/// Fields that would make steps run again, or add attestations.
 const LEFT_OUT: [&str; 4] = ["attest", "no-cache", "no-cache-filter", "pull"];
 
 /// Exports the caches of these targets, as far as they may have one.
@@ -39,11 +39,13 @@ pub(super) async fn caches(
 ) {
     let exports = goal.definition.exports.iter().filter(|(target, _)| goal.targets.contains(*target));
     let exports: BTreeMap<&str, &str> = exports.map(|(target, name)| (&**target, &**name)).collect();
-    let Some(text) = definition(goal.definition, &exports).filter(|_| !exports.is_empty()) else { return };
+    if exports.is_empty() {
+        return;
+    }
     let _phase = journal.begin(Phase::CacheExport);
     let targets = exports.keys().map(|target| (*target).to_owned()).collect();
     let goal = Goal { targets: &targets, ..goal };
-    let error = match run(bake, build, goal, &text, location, directory, stop).await {
+    let error = match run(bake, build, goal, &exports, location, directory, stop).await {
         Ok(None) => return,
         Ok(Some(error)) => error,
         Err(error) => error.to_string(),
@@ -58,21 +60,22 @@ async fn run(
     bake: &Bake,
     build: &Build,
     goal: Goal<'_>,
-    text: &str,
+    exports: &BTreeMap<&str, &str>,
     location: &Location,
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Option<String>, BakeError> {
     let prepared = Prepared::new(bake, build, goal.definition, location, directory, "export", stop).await?;
     let file = directory.join(FILE);
+    let text = definition(goal.definition, exports).expect("the worker wrote the definition");
     write_private(&file, text.as_bytes())?;
     let files: Vec<_> = goal.definition.compose.iter().cloned().chain([file]).collect();
-    let limits = RunLimits { timeout: Some(PATIENCE), ..limits(stop.clone()) };
+    let limits = RunLimits { timeout: Some(PATIENCE), ..RunLimits::until(stop.clone()) };
     let (ended, error) = prepared.run_silently(bake, location, &files, goal.targets, &limits).await?;
     Ok(match ended {
         Ended::Exited(status) if status.success() => None,
-        Ended::TimedOut => Some(format!("it took more than {} minutes", PATIENCE.as_secs() / 60)),
-        Ended::Stopped => Some("it was stopped".into()),
+        Ended::TimedOut => Some(format!("the export took more than {} minutes", PATIENCE.as_secs() / 60)),
+        Ended::Stopped => Some("the build was stopped during the export".into()),
         _ => Some(error.unwrap_or_else(|| "docker-buildx ended without an error message".into())),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{BakeError, BakeRequest};
@@ -64,8 +64,7 @@ impl<'a> Grants<'a> {
                 }
             }
         }
-        let reference = self.cache_reference(target).map(|reference| json!({"type": "registry", "ref": reference}));
-        all.iter().map(|name| options(name)).chain(reference).collect()
+        all.iter().map(|name| options(name)).collect()
     }
 
     /// The configured cache of a target.
@@ -73,7 +72,7 @@ impl<'a> Grants<'a> {
         self.named(self.accounts.cache.reference.as_slice(), target, None).pop()
     }
 
-    /// Whether the build is one of those whose steps others start from: of the default branch.
+    /// Whether this is a build of the default branch, and not of a fork.
     pub(super) fn is_default_branch(&self) -> bool {
         let build = self.request.build;
         !self.is_fork() && build.branch.is_some() && build.branch == build.default_branch

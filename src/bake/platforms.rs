@@ -1,42 +1,57 @@
-//! Whether base images, and what was built on them, are for the platforms that a definition names.
+//! Checks that base images, and the images built on them, match the platforms that targets name.
 //!
-//! BuildKit takes a base image for another processor when its registry has no other, and writes the wanted platform into the image
-//! that it builds. Newer versions warn of the base image, which [`super::progress`] reads. Registries that the build pushes to are
-//! asked here as well. The others are not: the worker itself connects to no host of a customer's choice.
+//! BuildKit takes a base image for another processor when its name means a single image and no index, and writes the wanted platform
+//! into the image that it builds. Newer versions warn of the base image, which [`super::progress`] reads. Registries that the build
+//! pushes to are asked here as well. The others are not: the worker itself connects to no host of a customer's choice. Nor is Docker
+//! Hub, which counts each question as a pull.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use super::credentials::Credentials;
-use super::own_registries::{OwnRegistries, host_of};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::{self, Credentials};
+use super::own_registries::{DOCKER_HUB, OwnRegistries, host_of};
 use super::policy::Refusal;
 use super::registry::{Content, Registries, RegistryError};
-use super::{Definition, Goal};
+use super::{Bake, BakeError, Definition, definition};
+use crate::cache::BaseImage;
 use crate::event::{Status, TargetReport};
+use crate::job::Build;
 use crate::platform::Platform;
 use crate::reason::{Failure, Reason};
 
-/// Checks images in the registries of a job.
-pub(super) struct Platforms<'a> {
+/// How long all questions of a check may take. What is not known then is not checked.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Checks images in the registries that a build pushes to.
+pub(super) struct PlatformCheck<'a> {
     definition: &'a Definition,
     registries: Registries<'a>,
+    pushed_to: OwnRegistries,
+    /// What was answered, by reference.
+    known: Mutex<BTreeMap<String, Option<Content>>>,
 }
 
-/// How to say that the stage is meant so.
-const ADVICE: &str = "if the stage is meant to be that of another platform, write FROM --platform=";
+/// What to write in a stage that is for another platform on purpose.
+const ADVICE: &str = "if the stage is meant to be for it, write FROM --platform=";
 
-/// A target whose image is not for a platform that it names.
-pub(super) struct Foreign {
+/// A target whose image does not match its platforms.
+pub(super) struct PlatformMismatch {
     target: String,
     failure: Failure,
 }
 
-/// BuildKit took a base image for another platform than a target names: the target, and what BuildKit says.
-pub(super) fn of_base((target, said): (&str, String)) -> Foreign {
-    let failure = Failure::new(Reason::BaseImageNotFound, format!("{said}; {ADVICE}…"));
-    Foreign { target: target.to_owned(), failure }
-}
+impl PlatformMismatch {
+    /// Of a base image: the target, and what BuildKit says.
+    pub(super) fn of_base((target, said): (&str, String)) -> Self {
+        let failure = Failure::new(Reason::BaseImageNotFound, format!("{said}; {ADVICE}…"));
+        Self { target: target.to_owned(), failure }
+    }
 
-impl Foreign {
     /// Blames the failure on its target.
     pub(super) fn blame(self, targets: &mut [TargetReport]) -> Failure {
         for target in targets.iter_mut().filter(|target| target.name == self.target) {
@@ -46,21 +61,42 @@ impl Foreign {
     }
 }
 
-impl<'a> Platforms<'a> {
+/// Refuses a base image in a registry of the job that is not for each platform of its target.
+pub(super) async fn check_bases(
+    bake: &Bake,
+    build: &Build,
+    definition: &Definition,
+    stop: &CancellationToken,
+) -> Result<(), BakeError> {
+    if definition.platforms().is_empty() {
+        return Ok(());
+    }
+    let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
+    let check = PlatformCheck::new(definition, &credentials, bake.ca_file.as_deref());
+    Ok(stop.run_until_cancelled(check.check_bases()).await.ok_or(BakeError::Stopped)??)
+}
+
+impl<'a> PlatformCheck<'a> {
     pub(super) fn new(definition: &'a Definition, credentials: &'a Credentials, ca_file: Option<&Path>) -> Self {
-        Self { definition, registries: Registries::new(credentials, ca_file) }
+        let tags = definition.targets.values().flat_map(definition::tags);
+        let (pushed_to, known) = (OwnRegistries::new([], tags), Mutex::default());
+        Self { definition, registries: Registries::new(credentials, ca_file), pushed_to, known }
     }
 
     /// Refuses a base image that is not for each platform of its target.
-    pub(super) async fn check_bases(&self, goal: Goal<'_>, own: &OwnRegistries) -> Result<(), Refusal> {
-        for target in goal.targets {
+    async fn check_bases(&self) -> Result<(), Refusal> {
+        timeout(PATIENCE, self.all_bases()).await.unwrap_or(Ok(()))
+    }
+
+    async fn all_bases(&self) -> Result<(), Refusal> {
+        for target in self.definition.targets.keys() {
             let wanted = self.wanted(target);
             if wanted.is_empty() {
                 continue;
             }
-            for (line, image) in self.definition.bases(target) {
-                let has = if own.has(host_of(&image)) { self.platform(&image).await } else { None };
-                if let Some(has) = has
+            let bases = self.definition.base_images(target).into_iter().filter(BaseImage::is_for_target);
+            for BaseImage { line, image, .. } in bases {
+                if let Some(has) = self.platform(image).await
                     && let Some(other) = wanted.iter().find(|wanted| !wanted.is_like(&has))
                 {
                     let dockerfile = self.definition.dockerfile(target).unwrap_or_else(|| "dockerfile-inline".into());
@@ -76,7 +112,11 @@ impl<'a> Platforms<'a> {
     }
 
     /// The first pushed image whose configuration has another platform than its target names.
-    pub(super) async fn check_images(&self, targets: &[TargetReport]) -> Option<Foreign> {
+    pub(super) async fn check_images(&self, targets: &[TargetReport]) -> Option<PlatformMismatch> {
+        timeout(PATIENCE, self.all_images(targets)).await.ok().flatten()
+    }
+
+    async fn all_images(&self, targets: &[TargetReport]) -> Option<PlatformMismatch> {
         for TargetReport { name, digest, tags, .. } in targets {
             let (wanted, Some(digest), Some(tag)) = (self.wanted(name), digest, tags.first()) else { continue };
             if wanted.is_empty() {
@@ -93,11 +133,11 @@ impl<'a> Platforms<'a> {
                 if !wanted.iter().any(|wanted| wanted.is_like(&has)) {
                     let wanted: Vec<String> = wanted.iter().map(Platform::to_string).collect();
                     let detail = format!(
-                        "target.{name}.platforms: the image {digest} is for {has}, not for {}; its frontend built it so",
+                        "target.{name}.platforms: the image {digest} is for {has}, not for {}; check the frontend of `# syntax=`, and do not use the image",
                         wanted.join(", "),
                     );
                     let failure = Failure::new(Reason::DefinitionInvalid, detail);
-                    return Some(Foreign { target: name.clone(), failure });
+                    return Some(PlatformMismatch { target: name.clone(), failure });
                 }
             }
         }
@@ -117,7 +157,17 @@ impl<'a> Platforms<'a> {
     }
 
     async fn content(&self, reference: &str) -> Option<Content> {
-        self.registries.content(reference).await.unwrap_or_else(|error| not_read(reference, &error))
+        let host = host_of(reference);
+        if host == DOCKER_HUB || !self.pushed_to.has(host) {
+            return None;
+        }
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known().get(reference) {
+            return known.clone();
+        }
+        let content = self.registries.content(reference).await.unwrap_or_else(|error| not_read(reference, &error));
+        known().insert(reference.to_owned(), content.clone());
+        content
     }
 }
 
@@ -142,9 +192,9 @@ mod tests {
 
     use super::*;
 
-    /// A definition of the target `web`, for these platforms.
-    fn definition(platforms: &[&str]) -> Definition {
-        let fields = json!({"platforms": platforms}).as_object().cloned().expect("an object");
+    /// A definition of the target `web`, for these platforms, pushed under this tag.
+    fn definition(platforms: &[&str], tag: &str) -> Definition {
+        let fields = json!({"platforms": platforms, "tags": [tag]}).as_object().cloned().expect("an object");
         Definition::of(BTreeMap::from([("web".to_owned(), fields)]), "".into())
     }
 
@@ -159,14 +209,14 @@ mod tests {
             name: "web".into(),
             status: Some(Status::Succeeded),
             digest: Some(digest.clone()),
-            tags: vec![tag],
+            tags: vec![tag.clone()],
             ..TargetReport::default()
         }];
         for (platforms, is_foreign) in
             [(&["local"][..], false), (&[], false), (&["linux/s390x", "linux/ppc64le"], true)]
         {
-            let definition = definition(platforms);
-            let found = Platforms::new(&definition, &credentials, None).check_images(&targets).await;
+            let definition = definition(platforms, &tag);
+            let found = PlatformCheck::new(&definition, &credentials, None).check_images(&targets).await;
             assert_eq!(found.is_some(), is_foreign, "{platforms:?}");
             let Some(found) = found else { continue };
             let own = Platform::parse("local").expect("a platform");

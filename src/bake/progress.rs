@@ -367,7 +367,7 @@ impl BakeProgress {
         }
     }
 
-    /// Why a target's image would claim a platform that it is not for, as far as BuildKit has warned of it.
+    /// BuildKit's warning that a base image is for another platform than its target names, as a message for the customer.
     pub(super) fn foreign_base(&self) -> Option<(&str, String)> {
         let (target, warning) = self.foreign_base.as_ref()?;
         let said = warning.message.strip_prefix(FOREIGN_BASE)?;

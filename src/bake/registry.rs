@@ -1,7 +1,7 @@
 //! What a registry has under a name, asked with the credentials of a job.
 //!
-//! The worker itself asks, outside of any sandbox: only registries that the job pushes to or has credentials for, token servers of the
-//! same domain, and the store to which a registry sends for a blob. Answers are bounded in size and time. Follows the OCI distribution specification 1.1 and docker's token
+//! The worker itself asks, outside of any sandbox: only registries that the job pushes to, token servers of the same domain, and the
+//! store to which such a registry sends for a blob. Answers are bounded in size and time. Follows the OCI distribution specification 1.1 and docker's token
 //! authentication (`distribution/docs/spec/auth`).
 
 use std::borrow::Cow;
@@ -99,11 +99,13 @@ impl<'a> Registries<'a> {
         let Some(url) = place.blob(&config.digest) else { return Ok(None) };
         let Some(content) = self.get(&place, &url, &mut authorization).await? else { return Ok(None) };
         // The configuration of an artifact, such as a chart, has other fields.
-        let config: Config = json::read(&content).map_err(|error| nonsense(&url, format!("is no image: {error}")))?;
+        let config: Config = json::read(&content)
+            .map_err(|error| nonsense(&url, format!("is not the configuration of an image: {error}")))?;
         let platform = |os: String, architecture: String| {
             Content::Image(Platform::new(&os, &architecture, config.variant.as_deref().unwrap_or_default()))
         };
-        Ok(config.os.zip(config.architecture).map(|(os, architecture)| platform(os, architecture)))
+        let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+        Ok(said(config.os).zip(said(config.architecture)).map(|(os, architecture)| platform(os, architecture)))
     }
 
     /// Gets one object of a repository; `None` when it does not exist. Keeps the authorization that the registry demands.
@@ -121,10 +123,12 @@ impl<'a> Registries<'a> {
             answer = get(client, url, authorization.as_ref()).await?;
         }
         // A registry may keep its blobs in a store of another host, which gets no credentials.
-        if answer.status().is_redirection() {
+        if answer.status().is_redirection() && *url != place.url {
             let target = answer.headers().get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
-            let is_safe = |to: &Url| to.scheme() == "https" || is_this_machine(to) && is_this_machine(url);
-            let target = target.filter(is_safe).ok_or_else(|| nonsense(url, "names no store"))?;
+            let is_store = |to: &Url| to.scheme() == "https" && to.domain().is_some_and(|name| name.contains('.'));
+            let is_safe = |to: &Url| is_store(to) || is_this_machine(to) && is_this_machine(url);
+            let target =
+                target.filter(is_safe).ok_or_else(|| nonsense(url, "redirects to an address that is no store"))?;
             answer = get(client, &target, None).await?;
         }
         match answer.status() {
@@ -148,7 +152,10 @@ impl<'a> Place<'a> {
     fn of(reference: &'a str) -> Option<Self> {
         let (name, digest) = reference.split_once('@').map_or((reference, None), |(name, at)| (name, Some(at)));
         let Reference { registry, repository, tag } = Reference::of(name);
-        let version = digest.unwrap_or(tag);
+        let version = match digest {
+            Some(digest) => Some(digest).filter(|digest| is_plain(digest))?,
+            None => tag,
+        };
         let registry = canonical(registry);
         let address = if registry == DOCKER_HUB { DOCKER_HUB_ADDRESS } else { registry };
         let url = |scheme: &str| Url::parse(&format!("{scheme}://{address}/v2/{repository}/manifests/{version}")).ok();
@@ -157,9 +164,13 @@ impl<'a> Place<'a> {
     }
 
     fn blob(&self, digest: &str) -> Option<Url> {
-        let is_plain = digest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':');
-        self.url.join(&format!("../blobs/{digest}")).ok().filter(|_| is_plain)
+        self.url.join(&format!("../blobs/{digest}")).ok().filter(|_| is_plain(digest))
     }
+}
+
+/// Whether a digest from a registry has nothing that a URL reads.
+fn is_plain(digest: &str) -> bool {
+    digest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':')
 }
 
 /// Where a registry answers, without credentials, that it is one.
@@ -388,7 +399,7 @@ mod tests {
         assert_eq!(stored, Some(Content::Image(Platform::new("linux", "s390x", ""))));
         registry.faults().fail_next("GET /v2/acme/base/blobs/", 1, 307, &[("location", "http://store.example/x")], "");
         let refused = registries.content(&single).await.expect_err("refused").to_string();
-        assert!(refused.ends_with("names no store"), "{refused}");
+        assert!(refused.ends_with("redirects to an address that is no store"), "{refused}");
     }
 
     #[tokio::test]

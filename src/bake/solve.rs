@@ -11,7 +11,7 @@ use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories
 use super::credentials::Credentials;
 use super::mask::Mask;
 use super::own_registries::OwnRegistries;
-use super::platforms::{self, Platforms};
+use super::platforms::{PlatformCheck, PlatformMismatch};
 use super::print::after_options;
 use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
@@ -22,7 +22,7 @@ use super::{
 use crate::event::{Event, FailedStep, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
-use crate::process::{self, Ended, Stream};
+use crate::process::{self, Ended, RunLimits, Stream};
 use crate::reason::End;
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
 use crate::secret::SecretBytes;
@@ -70,6 +70,11 @@ impl Prepared {
         Ok(Self { private, credentials, child, shown })
     }
 
+    /// Lets the run read another file or directory of the job.
+    pub(super) fn may_read(&mut self, path: PathBuf) {
+        self.child.sandbox.read.push(path);
+    }
+
     /// The command that builds these targets of a definition in these files.
     fn command(&mut self, bake: &Bake, location: &Location, files: &[PathBuf], targets: &BTreeSet<String>) -> Command {
         self.child.sandbox.read.extend(files.iter().cloned());
@@ -87,7 +92,7 @@ impl Prepared {
         location: &Location,
         files: &[PathBuf],
         targets: &BTreeSet<String>,
-        limits: &process::RunLimits,
+        limits: &RunLimits,
     ) -> Result<(Ended, Option<String>), BakeError> {
         let command = self.command(bake, location, files, targets);
         let mut progress = BakeProgress::new(Baked::default(), self.shown);
@@ -100,11 +105,6 @@ impl Prepared {
         let error = progress.errors().last().map(|said| said.shown.clone());
         Ok((ended, error.or_else(|| progress.last_words().map(str::to_owned))))
     }
-}
-
-/// What bounds a run besides its time. It writes results to files, and little to its standard output.
-pub(super) fn limits(stop: CancellationToken) -> process::RunLimits {
-    process::RunLimits { timeout: None, silence: None, max_output_bytes: 64 << 10, stop }
 }
 
 pub(super) async fn solve(
@@ -120,14 +120,10 @@ pub(super) async fn solve(
     let mut prepared = Prepared::new(bake, build, definition, location, directory, "solve", stop).await?;
     let command = prepared.command(bake, location, &definition.write(directory)?, goal.targets);
     let Prepared { private, credentials, shown, .. } = prepared;
-    let baked = baked(goal, &credentials.registries);
-    let platforms = Platforms::new(definition, &credentials, bake.ca_file.as_deref());
-    let checked = stop.run_until_cancelled(platforms.check_bases(goal, &baked.own_registries)).await;
-    checked.ok_or(BakeError::Stopped)??;
-    let is_foreign = stop.child_token();
+    let end_early = stop.child_token();
     let silence = (!location.is_watched).then_some(bake.limits.silence);
-    let limits = process::RunLimits { silence, ..limits(is_foreign.clone()) };
-    let mut progress = BakeProgress::new(baked, shown);
+    let limits = RunLimits { silence, ..RunLimits::until(end_early.clone()) };
+    let mut progress = BakeProgress::new(baked(goal, &credentials.registries), shown);
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, b"", &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
@@ -137,7 +133,7 @@ pub(super) async fn solve(
             }
             // Before anything is pushed.
             if progress.foreign_base().is_some() {
-                is_foreign.cancel();
+                end_early.cancel();
             }
         }
     })
@@ -166,21 +162,19 @@ pub(super) async fn solve(
     let line_of = |target: &str, step: &FailedStep| definition.line_of(target, step);
     let end = has_end.then(|| diagnose::diagnose(ended, &progress, &line_of)).flatten();
     let mut targets = reports(&progress, ended, &private, definition);
-    let mut foreign = progress.foreign_base().filter(|_| !stop.is_cancelled()).map(platforms::of_base);
-    if foreign.is_none() && end.is_none() {
-        foreign = stop.run_until_cancelled(platforms.check_images(&targets)).await.flatten();
+    let mut mismatch = progress.foreign_base().filter(|_| !stop.is_cancelled()).map(PlatformMismatch::of_base);
+    if mismatch.is_none() && end.is_none() {
+        let check = PlatformCheck::new(definition, &credentials, bake.ca_file.as_deref());
+        mismatch = stop.run_until_cancelled(check.check_images(&targets)).await.flatten();
     }
-    let end = foreign.map_or(end, |foreign| Some(foreign.blame(&mut targets).into()));
+    let end = mismatch.map_or(end, |mismatch| Some(mismatch.blame(&mut targets).into()));
     Ok(conclude(&progress, targets, end, definition, journal))
 }
 
 /// What is known of a bake before it begins.
 fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     let of_goal = || goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
-    let tags = |fields: &Map<String, Value>| -> Vec<String> {
-        let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
-    };
+    let tags = |fields| definition::tags(fields).map(str::to_owned).collect::<Vec<_>>();
     let targets: BTreeMap<String, Vec<String>> = of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect();
     // A name may contain line feeds; each of its lines then begins a line of buildx.
     let names = |fields: &Map<String, Value>| {

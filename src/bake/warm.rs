@@ -1,38 +1,39 @@
-//! Builds base images and nothing on them ([`crate::warmth`]).
+//! Builds a base image and nothing on it ([`crate::warmth`]).
 
-use std::collections::BTreeSet;
-
-use serde_json::{Map, Value, json};
-use tokio_util::sync::CancellationToken;
+use serde_json::json;
 
 use super::print::Targets;
-use super::solve::{Prepared, limits};
-use super::{Ability, Bake, BakeError, Definition, Location, escape};
+use super::solve::Prepared;
+use super::{Bake, BakeError, Definition, Location, escape};
 use crate::job::Build;
+use crate::process::RunLimits;
 use crate::state::{JobDirectory, make_private, write_private};
+use crate::version::Ability;
+use crate::warmth::BaseBuild;
 
-/// The definition, and the empty context of its targets, in a job's directory.
-const FILE: &str = "warm.json";
+/// The target, its definition, and its empty context in a job's directory.
+const TARGET: &str = "base";
+const FILE: &str = "base.json";
 const CONTEXT: &str = "empty";
 
-/// Builds base images, as they stand after FROM. Returns whether that succeeded.
-pub(super) async fn bases(
+/// Builds a base image into the builder's cache only. Returns whether that succeeded.
+pub(super) async fn base(
     bake: &Bake,
     build: &Build,
     definition: &Definition,
-    bases: &[String],
+    base: &BaseBuild,
     location: &Location,
     directory: &JobDirectory,
-    stop: &CancellationToken,
+    limits: RunLimits,
 ) -> bool {
-    match run(bake, build, definition, bases, location, directory, stop).await {
+    match run(bake, build, definition, base, location, directory, limits).await {
         Ok(None) => true,
         Ok(Some(error)) => {
-            tracing::debug!(error, "base images not built on a new pod; the build says why");
+            tracing::debug!(%base, error, "could not build a base image alone; the build goes on");
             false
         }
         Err(error) => {
-            tracing::debug!(%error, "base images not built on a new pod");
+            tracing::debug!(%base, %error, "could not build a base image alone; the build goes on");
             false
         }
     }
@@ -42,26 +43,23 @@ async fn run(
     bake: &Bake,
     build: &Build,
     definition: &Definition,
-    bases: &[String],
+    BaseBuild { from, platforms }: &BaseBuild,
     location: &Location,
     directory: &JobDirectory,
-    stop: &CancellationToken,
+    limits: RunLimits,
 ) -> Result<Option<String>, BakeError> {
-    let prepared = Prepared::new(bake, build, definition, location, directory, "warm", stop).await?;
+    let mut prepared = Prepared::new(bake, build, definition, location, directory, "base", &limits.stop).await?;
     let context = directory.join(CONTEXT);
     make_private(&context)?;
-    let platforms: BTreeSet<String> = definition.platforms().into_iter().map(|wanted| wanted.name).collect();
-    let target = |from: &String| -> Map<String, Value> {
-        let fields = json!({
-            "context": context, "dockerfile-inline": format!("FROM {from}\n"), "platforms": platforms,
-            "output": [{"type": "cacheonly"}],
-        });
-        fields.as_object().cloned().unwrap_or_default()
-    };
-    let targets: Targets = bases.iter().enumerate().map(|(n, from)| (format!("base-{n}"), target(from))).collect();
+    prepared.may_read(context.clone());
+    let fields = json!({
+        "context": context, "dockerfile-inline": format!("FROM {from}\n"), "platforms": platforms,
+        "output": [{"type": "cacheonly"}],
+    });
+    let targets = Targets::from([(TARGET.to_owned(), fields.as_object().cloned().unwrap_or_default())]);
     let file = directory.join(FILE);
     write_private(&file, escape::definition(&targets, bake.version().await?.can(Ability::Policies)).as_bytes())?;
     let names = targets.into_keys().collect();
-    let (ended, error) = prepared.run_silently(bake, location, &[file], &names, &limits(stop.clone())).await?;
+    let (ended, error) = prepared.run_silently(bake, location, &[file], &names, &limits).await?;
     Ok((!ended.is_success()).then(|| error.unwrap_or_default()))
 }

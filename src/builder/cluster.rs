@@ -1,4 +1,4 @@
-//! A builder's Deployment and pods in Kubernetes. The only file that connects to the API server.
+//! A builder's Deployment or StatefulSet and its pods in Kubernetes. The only file that connects to the API server.
 
 mod error;
 mod survey;
@@ -25,7 +25,7 @@ use crate::settings::{self, SHARD_OF, quantity};
 use crate::text;
 
 pub use error::{Cause, ClusterError};
-pub(super) use survey::Survey;
+pub(super) use survey::{Survey, is_stateful_set};
 
 /// How often a patch is tried again when the Deployment changed meanwhile.
 const N_CONFLICTS: u32 = 5;
@@ -35,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The name under which Kubernetes records our changes.
 const FIELD_MANAGER: &str = "sidebake";
+
+/// What is read, in words.
+const GET_DEPLOYMENT: &str = "get the Deployment";
+const GET_STATEFUL_SET: &str = "get the StatefulSet";
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,15 +82,27 @@ impl Cluster {
         }
     }
 
-    /// The Deployment and its pods; `None` when the Deployment does not exist.
+    /// The builder and its pods; `None` when it does not exist.
     pub(super) async fn survey(&self) -> Result<Option<Survey>, ClusterError> {
-        let deployment = self.find::<Deployment>("get the Deployment").await?;
+        let deployment = self.find::<Deployment>(GET_DEPLOYMENT).await?;
         let pods = self.pods().await?;
-        match deployment {
-            Some(deployment) => Ok(Some(Survey { deployment, pods })),
-            // A worker may not read StatefulSets. Their pods have the same label.
-            None if pods.iter().any(|pod| pod.is_of_stateful_set) => Err(self.stateful_set()),
-            None => Ok(None),
+        let is_of_stateful_set = || pods.iter().any(|pod| pod.is_of_stateful_set);
+        let workload = match deployment {
+            Some(deployment) => Some(deployment),
+            None => match self.find::<StatefulSet>(GET_STATEFUL_SET).await {
+                // A worker of Deployments need not have the right to read StatefulSets.
+                Err(error) if !error.is_away() && !is_of_stateful_set() => None,
+                found => found?,
+            },
+        };
+        Ok(workload.map(|workload| Survey { workload, pods }))
+    }
+
+    /// The Deployment, or the StatefulSet that buildx made in its place; `None` when neither exists.
+    async fn workload(&self) -> Result<Option<Value>, ClusterError> {
+        match self.find::<Deployment>(GET_DEPLOYMENT).await? {
+            Some(deployment) => Ok(Some(deployment)),
+            None => self.find::<StatefulSet>(GET_STATEFUL_SET).await,
         }
     }
 
@@ -150,13 +166,12 @@ impl Cluster {
         pods::read(&self.good(answer)?).map_err(|message| self.unread(what, &message))
     }
 
-    /// Creates the Deployment unless it exists. Safe to call from many processes at once. Returns whether this call created it.
+    /// Creates the Deployment unless it or a StatefulSet exists. Safe to call from many processes at once. Returns whether this call
+    /// created it.
     pub(super) async fn create(&self, builder: &settings::Builder) -> Result<bool, ClusterError> {
-        if self.find::<Deployment>("get the Deployment").await?.is_some() {
-            return Ok(false);
-        }
-        if self.find::<StatefulSet>("get the StatefulSet").await?.is_some() {
-            return Err(self.stateful_set());
+        if let Some(workload) = self.workload().await? {
+            let is_shard = builder.group().is_some();
+            return if is_shard && is_stateful_set(&workload) { Err(self.stateful_set()) } else { Ok(false) };
         }
         let text = self.write_config(builder).await?;
         self.claim_volume(builder).await?;
@@ -173,17 +188,20 @@ impl Cluster {
         let text = self.write_config(builder).await?;
         self.claim_volume(builder).await?;
         for n_left in (0..N_CONFLICTS).rev() {
-            let live = self.find::<Deployment>("get the Deployment").await?.ok_or_else(|| self.missing())?;
-            let staged = Survey { deployment: live, pods: Vec::new() };
+            let live = self.workload().await?.ok_or_else(|| self.missing())?;
+            let staged = Survey { workload: live, pods: Vec::new() };
             if let Some(what) = staged.misplaced() {
                 return Err(ClusterError::Misplaced { deployment: self.name(), what });
             }
-            let live = staged.deployment;
+            let live = staged.workload;
+            let (what, path) = match is_stateful_set(&live) {
+                true => ("patch the StatefulSet", self.path::<StatefulSet>()),
+                false => ("patch the Deployment", self.path::<Deployment>()),
+            };
             let desired = deployment::desired(&self.deployment, builder, &live, text.as_deref());
             let patch = Patch::Merge(deployment::patch(&live, &desired));
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            let request = Request::new(self.path::<Deployment>()).patch(&self.deployment, &params, &patch);
-            let patched = self.ask("patch the Deployment", request).await?;
+            let patched = self.ask(what, Request::new(path).patch(&self.deployment, &params, &patch)).await?;
             if patched.status != StatusCode::CONFLICT || n_left == 0 {
                 self.good(patched)?;
                 break;

@@ -109,7 +109,9 @@ pub(super) fn whole(node: &str, builder: &Builder, buildkitd_toml: Option<&str>)
 
 /// A live Deployment with the configured fields, and without those that were configured before and no longer are.
 pub(super) fn desired(node: &str, builder: &Builder, live: &Value, buildkitd_toml: Option<&str>) -> Value {
-    let configured = configured(node, builder, Ground::of(live, buildkitd_toml));
+    let mut configured = configured(node, builder, Ground::of(live, buildkitd_toml));
+    // A StatefulSet has the same fields, as far as they are configured here.
+    configured["kind"] = live["kind"].clone();
     let mut last = last_configured(live);
     if let Some(last) = last.as_object_mut() {
         // An autoscaler may own them now, and a build must not lose its pod to a setting that says nothing.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::settings::{Balance, Builder, Driver};
 
-/// The record: the builder called `name`, with one node.
+/// The record: the builder called `name`, with one node. `storage`: the size of its persistent volumes, if it is a StatefulSet.
 ///
 /// # Errors
 ///
@@ -23,6 +23,7 @@ pub(super) fn record(
     builder: &Builder,
     balance: Balance,
     kubeconfig: Option<&Path>,
+    storage: Option<&str>,
 ) -> std::io::Result<Vec<u8>> {
     let endpoint = match (kubeconfig, &builder.endpoint) {
         (Some(kubeconfig), _) => kubernetes_endpoint(name, node, kubeconfig),
@@ -38,7 +39,7 @@ pub(super) fn record(
         "Name": node,
         "Endpoint": endpoint,
         "Platforms": null,
-        "DriverOpts": driver_options(builder, balance),
+        "DriverOpts": driver_options(builder, balance, storage),
         "Flags": null,
         "Files": files,
     });
@@ -55,7 +56,7 @@ fn kubernetes_endpoint(name: &str, node: &str, kubeconfig: &Path) -> String {
 }
 
 /// The driver options, as for `create --driver-opt`.
-fn driver_options(builder: &Builder, balance: Balance) -> Map<String, Value> {
+fn driver_options(builder: &Builder, balance: Balance, storage: Option<&str>) -> Map<String, Value> {
     let mut options: Map<String, Value> =
         builder.options.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     let mut set = |key: &str, value: Option<String>| {
@@ -71,6 +72,7 @@ fn driver_options(builder: &Builder, balance: Balance) -> Map<String, Value> {
             set("timeout", Some(format!("{}s", builder.timeout.as_secs())));
             set("rootless", builder.rootless.then(|| "true".into()));
             set("loadbalance", Some(balance.name().into()));
+            set("persistent-volume-claim.requests.storage", storage.map(str::to_owned));
         }
         Driver::DockerContainer => set("image", builder.image.clone()),
         Driver::Remote | Driver::Docker => {}
@@ -87,7 +89,7 @@ mod tests {
         let mut builder = Builder::new(Driver::Kubernetes, None);
         (builder.namespace, builder.replicas) = (Some("builds".into()), Some(2));
         let path = Path::new("/run/1/solve/kubeconfig");
-        let made = record("b", "b0", &builder, Balance::Random, Some(path)).expect("made");
+        let made = record("b", "b0", &builder, Balance::Random, Some(path), None).expect("made");
         let made: Value = serde_json::from_slice(&made).expect("JSON");
         // By docker-buildx 0.29.1 create, with other options.
         assert_eq!(
@@ -103,7 +105,7 @@ mod tests {
     fn a_remote_builder_is_reached_at_its_address() {
         let mut builder = Builder::new(Driver::Remote, Some("tcp://b:1".into()));
         builder.options = [("key".into(), "/a".into())].into();
-        let made = record("b", "b0", &builder, Balance::Sticky, None).expect("made");
+        let made = record("b", "b0", &builder, Balance::Sticky, None, None).expect("made");
         let made: Value = serde_json::from_slice(&made).expect("JSON");
         assert_eq!(made["Nodes"][0]["Endpoint"], "tcp://b:1");
         assert_eq!(made["Nodes"][0]["DriverOpts"], json!({"key": "/a"}));

@@ -15,6 +15,8 @@ use super::{BuilderError, instance};
 use crate::network::Proxies;
 use crate::platform::Machine;
 use crate::settings::{self, Balance};
+use crate::version::{Ability, Version};
+use crate::warmth::BaseBuild;
 use crate::{bounds, text};
 
 #[derive(Debug)]
@@ -36,7 +38,7 @@ pub(super) struct Node {
     /// What BuildKit said of its machine, by pod; without pods, by the empty name.
     machines: Mutex<BTreeMap<String, Machine>>,
     /// The base images that pods have built.
-    warm: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    built: Mutex<BTreeMap<String, BTreeSet<BaseBuild>>>,
     /// Builds wait for a ready pod.
     pub(super) wait: Outage,
     /// Which of them looks whether there is one.
@@ -55,7 +57,7 @@ impl Node {
             directories: Mutex::default(),
             shunned: Mutex::default(),
             machines: Mutex::default(),
-            warm: Mutex::default(),
+            built: Mutex::default(),
             wait: Outage::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -82,8 +84,13 @@ impl Node {
         self.wrong(ClusterError::Api { what, message, cause: Cause::Refused })
     }
 
-    pub(super) fn record(&self, balance: Balance, kubeconfig: Option<&Path>) -> Result<Vec<u8>, BuilderError> {
-        let record = instance::record(&self.instance_name(), &self.name, &self.settings, balance, kubeconfig);
+    pub(super) fn record(
+        &self,
+        balance: Balance,
+        kubeconfig: Option<&Path>,
+        storage: Option<&str>,
+    ) -> Result<Vec<u8>, BuilderError> {
+        let record = instance::record(&self.instance_name(), &self.name, &self.settings, balance, kubeconfig, storage);
         record.map_err(|error| BuilderError::Config { name: self.builder.clone(), error })
     }
 
@@ -115,8 +122,8 @@ impl Node {
     }
 
     /// The base images that each pod has built.
-    pub(super) fn warm(&self) -> MutexGuard<'_, BTreeMap<String, BTreeSet<String>>> {
-        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn built(&self) -> MutexGuard<'_, BTreeMap<String, BTreeSet<BaseBuild>>> {
+        self.built.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of a pod's machine.
@@ -132,6 +139,16 @@ impl Node {
             machines.clear();
         }
         machines.insert(pod, machine);
+    }
+
+    /// Checks that docker-buildx finds a builder that is a StatefulSet.
+    pub(super) fn check_buildx(&self, buildx: Option<&Version>) -> Result<(), BuilderError> {
+        let lacks =
+            buildx.and_then(|buildx| Some((buildx, buildx.lacking().find(|lack| lack.0 == Ability::StatefulSets)?)));
+        lacks.map_or(Ok(()), |(version, (_, first, _))| {
+            let (name, version) = (self.builder.clone(), version.to_string());
+            Err(BuilderError::OldBuildx { name, version, first })
+        })
     }
 
     pub(super) fn wrong(&self, error: ClusterError) -> BuilderError {

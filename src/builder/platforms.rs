@@ -8,25 +8,29 @@ use tokio::time::{Instant, sleep};
 use super::pod::Refusal;
 use super::session::Session;
 use super::{AGAIN, BuilderError};
-use crate::platform::{Machine, Wanted};
+use crate::platform::{Machine, NamedPlatform};
 
 impl Session<'_> {
     /// Checks that the builder's processor runs each platform, or may emulate it. Asks BuildKit once for each pod.
-    pub(super) async fn check_platforms(&mut self, wanted: &[Wanted], deadline: Instant) -> Result<(), BuilderError> {
+    pub(super) async fn check_platforms(
+        &mut self,
+        wanted: &[NamedPlatform],
+        deadline: Instant,
+    ) -> Result<(), BuilderError> {
         if wanted.is_empty() {
             return Ok(());
         }
         let machine = self.machine(deadline).await?;
-        // A BuildKit that does not list its platforms decides itself.
+        // Without a list there is nothing to compare.
         let Some(own) = machine.own() else { return Ok(()) };
         let builder = &self.node.builder;
-        for Wanted { target, name, .. } in wanted.iter().filter(|wanted| !machine.is_native(&wanted.platform)) {
+        for NamedPlatform { target, name, .. } in wanted.iter().filter(|wanted| !machine.is_native(&wanted.platform)) {
             if !self.node.settings.emulation {
                 let (target, platform) = (target.clone(), name.clone());
                 return Err(BuilderError::Platform { target, platform, builder: builder.clone(), own: own.clone() });
             }
             self.emulated
-                .push(format!("target.{target}.platforms: {name} is emulated: the builder {builder} is {own}"));
+                .push(format!("target.{target}.platforms: {name} is emulated: the builder {builder} runs on {own}"));
         }
         Ok(())
     }
@@ -51,7 +55,7 @@ impl Session<'_> {
                 return Err(self.node.forbidden(&error));
             }
             if Instant::now() >= deadline {
-                return Err(BuilderError::Silent { name: self.node.builder.clone(), error });
+                return Err(BuilderError::NoPlatforms { name: self.node.builder.clone(), error });
             }
             sleep(AGAIN).await;
         }

@@ -168,8 +168,8 @@ struct Terminated {
     exit_code: Option<i32>,
 }
 
-/// The label that distinguishes the pods of one version of a Deployment from those of another.
-const REVISION: &str = "pod-template-hash";
+/// The labels that distinguish the pods of one version of a Deployment or a StatefulSet from those of another.
+const REVISIONS: [&str; 2] = ["pod-template-hash", "controller-revision-hash"];
 
 impl PodStatus {
     fn of(pod: LivePod) -> Self {
@@ -198,7 +198,7 @@ impl PodStatus {
             n_builds: None,
             is_of_stateful_set: is_of("StatefulSet"),
             app: labels.remove("app"),
-            revision: labels.remove(REVISION),
+            revision: REVISIONS.iter().find_map(|label| labels.remove(*label)),
             node: spec.node_name,
             name: metadata.name.unwrap_or_default(),
             uid: metadata.uid.unwrap_or_default(),

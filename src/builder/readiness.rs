@@ -37,8 +37,8 @@ impl Node {
         location.environment.extend(self.proxies.variables([access.host()]));
         location.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
         location.files.push(kubeconfig.clone());
-        let n_wanted = survey.n_wanted();
-        Ok(Pods { before: survey.pods, n_wanted, api, kubeconfig, access: tokio::sync::Mutex::new(access) })
+        let (n_wanted, storage) = (survey.n_wanted(), survey.storage());
+        Ok(Pods { before: survey.pods, n_wanted, storage, api, kubeconfig, access: tokio::sync::Mutex::new(access) })
     }
 
     /// Waits until all pods are ready and have the last change.

@@ -65,6 +65,8 @@ pub(super) struct Pods {
     pub(super) before: Vec<PodStatus>,
     /// Replicas of the Deployment.
     pub(super) n_wanted: usize,
+    /// The size of their persistent volumes, if they are those of a StatefulSet.
+    pub(super) storage: Option<String>,
     pub(super) api: Vec<SocketAddr>,
     /// What docker-buildx reads, and whose credentials are in it.
     pub(super) kubeconfig: PathBuf,
@@ -92,7 +94,8 @@ impl<'a> Session<'a> {
     fn write_record(&mut self) -> Result<(), BuilderError> {
         if self.node.settings.driver != Driver::Docker {
             let kubeconfig = self.pods.as_ref().map(|pods| &*pods.kubeconfig);
-            let record = self.node.record(self.balance, kubeconfig)?;
+            let storage = self.pods.as_ref().and_then(|pods| pods.storage.as_deref());
+            let record = self.node.record(self.balance, kubeconfig, storage)?;
             self.location.configuration.record = Some((self.location.builder.clone(), record));
         }
         Ok(())

@@ -44,7 +44,7 @@ impl Node {
         let status = self.unseen(format!("{} in {}", self.name, self.access().await?.namespace()));
         let Some(survey) = survey else { return Ok(status) };
         let text = deployment::buildkitd_toml(&self.settings).ok().flatten();
-        let desired = deployment::desired(&self.name, &self.settings, &survey.deployment, text.as_deref());
+        let desired = deployment::desired(&self.name, &self.settings, &survey.workload, text.as_deref());
         let n_wanted = survey.n_wanted();
         Ok(BuilderStatus {
             exists: true,
@@ -52,7 +52,7 @@ impl Node {
             // A rollout has more ready pods than are wanted.
             n_ready: survey.n_ready().min(n_wanted),
             why: survey.misplaced().or_else(|| survey.problem()),
-            drift: deployment::drift(&survey.deployment, &desired),
+            drift: deployment::drift(&survey.workload, &desired),
             pods: survey.pods,
             ..status
         })

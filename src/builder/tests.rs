@@ -258,24 +258,44 @@ async fn a_notice_of_a_loss_has_our_words_and_the_failure_has_buildx_own() {
 }
 
 #[tokio::test]
-async fn a_stateful_set_is_refused_by_name_and_nothing_is_made_beside_it() {
+async fn a_stateful_set_is_a_builder_like_any_other_and_nothing_is_made_beside_it() {
     let setup = Setup::new(LONG);
     {
         let mut objects = setup.kubernetes.objects();
-        objects.deployments.clear();
-        objects.stateful_set = Some(json!({"metadata": {"name": "d0"}}));
+        let mut live = objects.deployments.remove("d0").expect("one");
+        live["kind"] = json!("StatefulSet");
+        live["spec"]["volumeClaimTemplates"] = json!([{"spec": {"resources": {"requests": {"storage": "50Gi"}}}}]);
+        objects.stateful_set = Some(live);
         objects.pods[0]["metadata"]["ownerReferences"] = json!([{"kind": "StatefulSet", "name": "d0"}]);
     }
-    let words = "d0 in the namespace builds is a StatefulSet";
-    for error in [
-        setup.builders.ensure("d").await.map(drop).expect_err("refused"),
-        setup.builders.apply("d").await.expect_err("refused"),
-        setup.place().await.map(drop).expect_err("refused at once"),
-        setup.builders.status("d").await.map(drop).expect_err("refused"),
-    ] {
-        assert!(error.to_string().contains(words), "{error}");
+    assert_eq!(setup.builders.ensure("d").await.expect("adopted"), [false]);
+    let status = setup.status().await;
+    assert_eq!((status.n_ready, status.n_wanted, status.why, status.drift.len()), (1, 1, None, 0));
+    let changed = setup.changed(|builder| builder.image = Some("buildkit:2".into()));
+    assert_eq!(changed.status("d").await.expect("a status").remove(0).drift.len(), 1);
+    changed.apply("d").await.expect("applied");
+    {
+        let objects = setup.kubernetes.objects();
+        let live = objects.stateful_set.as_ref().expect("it is there");
+        assert_eq!(live["spec"]["template"]["spec"]["containers"][0]["image"], "buildkit:2");
+        assert_eq!(live["kind"], "StatefulSet");
+        assert!(objects.deployments.is_empty());
     }
-    assert!(setup.kubernetes.objects().deployments.is_empty());
+
+    let job = Job::new(setup.home.path());
+    let with = |text| Version::of(crate::version::Program::Buildx, text);
+    let place = async |version: &Version| {
+        let Job { build, state, directory } = &job;
+        let request = PlaceRequest { buildx: Some(version), ..PlaceRequest::new(build, state, directory) };
+        setup.builders.place(request).await.map(|session| session.location.configuration.record)
+    };
+    let refused = place(&with("0.29.1")).await.expect_err("refused").to_string();
+    let expected =
+        "the builder d is a StatefulSet, which docker-buildx 0.29.1 does not find; newer ones do, from 0.34 on";
+    assert_eq!(refused, expected);
+    let (_, record) = place(&with("0.36.0")).await.expect("placed").expect("a record");
+    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    assert_eq!(record["Nodes"][0]["DriverOpts"]["persistent-volume-claim.requests.storage"], "50Gi");
 }
 
 #[tokio::test]

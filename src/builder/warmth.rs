@@ -6,52 +6,54 @@ use super::node::Node;
 use super::pods::PodStatus;
 use super::session::Session;
 use crate::settings::Balance;
+use crate::warmth::BaseBuild;
 
 /// The most base images of one pod that are remembered.
 const MAX_BASES: usize = 1_000;
 
 impl Session<'_> {
-    /// The pod that will bake, and those of the base images that it may not have built. `None` when it has built all of them, and
-    /// when the pod is not known. Asks BuildKit for the pod's name only when some pod may be cold.
-    pub async fn cold(&self, bases: &BTreeSet<String>) -> Option<(String, Vec<String>)> {
+    /// The pod that will bake, and those of the base images that it has perhaps not built yet. `None` when it has built all of them,
+    /// and when the pod is not known. Asks BuildKit for the pod's name only when some pod has perhaps not built one.
+    pub async fn unbuilt(&self, bases: &BTreeSet<BaseBuild>) -> Option<(String, BTreeSet<BaseBuild>)> {
         let pods = self.pods.as_ref().filter(|_| self.node.settings.warm && self.balance == Balance::Sticky)?;
-        let unknown = |pod: &PodStatus| self.node.not_warm(&life(pod), bases);
-        if pods.before.iter().all(|pod| unknown(pod).is_empty()) {
+        let unbuilt = |pod: &PodStatus| self.node.unbuilt(&life(pod), bases);
+        if pods.before.iter().all(|pod| unbuilt(pod).is_empty()) {
             return None;
         }
         self.learn_pod().await;
         let pod = pods.before.iter().find(|pod| Some(&pod.name) == self.pod.get())?;
-        let cold = unknown(pod);
-        (!cold.is_empty()).then(|| (life(pod), cold))
+        let own = unbuilt(pod);
+        (!own.is_empty()).then(|| (life(pod), own))
     }
 
-    /// Remembers that a pod has built these base images, or that it has been tried.
-    pub fn is_warm(&self, pod: &str, bases: &[String]) {
+    /// Remembers that a pod has built a base image.
+    pub fn remember_built(&self, pod: &str, base: BaseBuild) {
         let pods = self.pods.iter().flat_map(|pods| &pods.before);
-        self.node.warmed(pod, bases, &pods.map(life).collect());
+        self.node.remember_built(pod, base, &pods.map(life).collect());
     }
 }
 
 impl Node {
-    fn not_warm(&self, pod: &str, bases: &BTreeSet<String>) -> Vec<String> {
-        let warm = self.warm();
-        let known = warm.get(pod);
-        bases.iter().filter(|base| known.is_none_or(|known| !known.contains(*base))).cloned().collect()
+    fn unbuilt(&self, pod: &str, bases: &BTreeSet<BaseBuild>) -> BTreeSet<BaseBuild> {
+        match self.built().get(pod) {
+            Some(built) => bases - built,
+            None => bases.clone(),
+        }
     }
 
     /// `pods`: those that are there now. The others are forgotten.
-    fn warmed(&self, pod: &str, bases: &[String], pods: &BTreeSet<String>) {
-        let mut warm = self.warm();
-        warm.retain(|known, _| pods.contains(known));
-        let known = warm.entry(pod.to_owned()).or_default();
-        if known.len() >= MAX_BASES {
-            known.clear();
+    fn remember_built(&self, pod: &str, base: BaseBuild, pods: &BTreeSet<String>) {
+        let mut built = self.built();
+        built.retain(|known, _| pods.contains(known));
+        let of_pod = built.entry(pod.to_owned()).or_default();
+        if of_pod.len() >= MAX_BASES {
+            of_pod.clear();
         }
-        known.extend(bases.iter().cloned());
+        of_pod.insert(base);
     }
 }
 
-/// A pod until its BuildKit starts again.
+/// Identifies a pod's container: a restart changes it.
 fn life(pod: &PodStatus) -> String {
     format!("{}.{}", pod.uid, pod.n_restarts)
 }

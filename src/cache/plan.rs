@@ -144,6 +144,32 @@ impl Kind {
     }
 }
 
+/// An image in a FROM.
+#[derive(Clone, Copy, Debug)]
+pub struct BaseImage<'a> {
+    /// The line.
+    pub line: u32,
+    /// The image, with the values of arguments.
+    pub image: &'a str,
+    /// What stands after FROM, as it is written.
+    from: &'a str,
+}
+
+impl BaseImage<'_> {
+    /// Whether it has to be for the platform of the build.
+    pub fn is_for_target(&self) -> bool {
+        flags(self.from).all(|flag| ["--platform=$TARGETPLATFORM", "--platform=${TARGETPLATFORM}"].contains(&flag))
+    }
+
+    /// A FROM of the same image in a Dockerfile of its own; `None` when its platform is that of an argument of this one.
+    pub fn alone(&self) -> Option<String> {
+        let known = ["BUILDPLATFORM", "TARGETPLATFORM"].map(|name| format!("--platform=${name}"));
+        let is_known = |flag: &str| !flag.contains('$') || known.iter().any(|known| known == flag);
+        let words = flags(self.from).chain([self.image]).collect::<Vec<_>>().join(" ");
+        flags(self.from).all(is_known).then_some(words)
+    }
+}
+
 impl Plan {
     /// Reads a Dockerfile. `None` when it has something that is not understood, or too many instructions.
     pub fn read(text: &[u8], wanted: Wanted) -> Option<Self> {
@@ -197,30 +223,15 @@ impl Plan {
         (0..self.stages.len()).filter(|stage| is_needed[*stage]).collect()
     }
 
-    /// What stands after FROM for each image that the target needs, with the values of arguments. One with an argument in its flags
-    /// is left out.
-    pub fn froms(&self) -> impl Iterator<Item = (&str, String)> {
+    /// The base images that the target needs, from the first stage on.
+    pub fn base_images(&self) -> impl Iterator<Item = BaseImage<'_>> {
         let stages = self.needed().into_iter().map(|stage| &self.stages[stage]);
-        let is_image = |stage: &&Stage| {
-            let from = &stage.entries[0];
-            let is_plain = |flag: &str| !flag.contains('$') || flag.starts_with("--platform=$BUILDPLATFORM");
-            stage.base.is_none() && !is_scratch(from) && flags(&from.text).all(is_plain)
-        };
-        stages.filter(is_image).map(|stage| {
-            let words = flags(&stage.entries[0].text).chain([stage.image.as_str()]);
-            (stage.image.as_str(), words.collect::<Vec<_>>().join(" "))
+        let of_image = stages.filter(|stage| stage.base.is_none() && !is_scratch(&stage.entries[0]));
+        of_image.map(|stage| BaseImage {
+            line: stage.entries[0].line,
+            image: &stage.image,
+            from: &stage.entries[0].text,
         })
-    }
-
-    /// The base images that have to be for the platform of the build, each with the line of its FROM.
-    pub fn bases(&self) -> impl Iterator<Item = (u32, &str)> {
-        let stages = self.needed().into_iter().map(|stage| &self.stages[stage]);
-        let is_wanted = |stage: &&Stage| {
-            let from = &stage.entries[0];
-            let is_usual = |flag: &str| ["--platform=$TARGETPLATFORM", "--platform=${TARGETPLATFORM}"].contains(&flag);
-            stage.base.is_none() && !is_scratch(from) && flags(&from.text).all(is_usual)
-        };
-        stages.filter(is_wanted).map(|stage| (stage.entries[0].line, stage.image.as_str()))
     }
 
     /// How many steps BuildKit counts in a stage.

@@ -92,7 +92,7 @@ impl Build {
         let record = Arc::new(Record::new(Report::default()));
         let terminal = Arc::new(Terminal::new(wishes()));
         let journal = Journal::new(vec![terminal, record.clone()], integrations.state.worker_paths());
-        let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None, fleet: None, warmths: None };
+        let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None, fleet: None, ask_bases: None };
 
         let worktree = self.worktree(&integrations, &directory, attempt).await;
         let result = match worktree {

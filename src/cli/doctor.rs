@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::bake::{Ability, Bake, Program, Version};
+use crate::bake::Bake;
 use crate::builder::{BuilderStatus, Builders, PlaceRequest, Worker};
 use crate::github::App;
 use crate::hex;
@@ -25,6 +25,7 @@ use crate::settings::{self, Limits, SandboxMode, Settings};
 use crate::sidekiq::{limits, rights};
 use crate::source::Worktrees;
 use crate::state::{StateDirectory, StateError};
+use crate::version::{Ability, Program, Version};
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {

@@ -97,6 +97,30 @@ fn what_cannot_work_is_refused_before_the_start() {
 }
 
 #[test]
+fn a_cache_belongs_to_one_target_of_one_repository() {
+    let named = |name: &str| read(&format!("accounts.cache = \"{name}\""), &[]).map(|settings| settings.accounts.cache);
+    let cache = named("r.example/{account}/{repository}/cache:{target}").expect("valid");
+    assert_eq!(
+        cache.reference.map(|name| name.to_string()).as_deref(),
+        Some("r.example/{account}/{repository}/cache:{target}")
+    );
+    for (name, expected) in [
+        ("r.example/{account}/{repository}:cache", "must contain {target}"),
+        ("r.example/{repository}:{target}", "must contain {target}, {repository}, and {account} or {owner}"),
+        ("r.example/{owner}-{repository}:{target}", "must have a / or : between two placeholders"),
+        ("r.example/{account}/{repository}/{branch}:{target}", "unknown placeholder {branch}"),
+        ("R.example/Caches/{account}/{repository}:{target}", "upper-case letters"),
+    ] {
+        let refused = named(name).expect_err("refused").to_string();
+        assert!(refused.starts_with("accounts.cache.reference: ") && refused.contains(expected), "{name}: {refused}");
+    }
+    let both =
+        message("[accounts.cache]\nreference = \"r/{account}/{repository}:{target}\"\nonly_default_branch = true");
+    assert!(both.contains("cannot be combined with from, to or only_default_branch"), "{both}");
+    assert!(message("accounts.cache = 7").contains("a registry reference"), "{}", message("accounts.cache = 7"));
+}
+
+#[test]
 fn a_variable_may_be_a_list_in_json() {
     let ports = |text: &str| read("", &[("SIDEBAKE__SANDBOX__REGISTRY_PORTS", text)]);
     for text in ["443,5000", "[443,5000]", " [443, 5000]", "[\"443\",\"5000\"]"] {

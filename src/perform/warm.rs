@@ -4,29 +4,29 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Attempt, Integrations, while_watched};
 use crate::bake::Goal;
 use crate::builder::Session;
 use crate::event::Phase;
+use crate::hex;
 use crate::job::Build;
+use crate::process::RunLimits;
 use crate::state::JobDirectory;
-use crate::warmth::{Warmth, WarmthQuestion, WarmthStep};
+use crate::warmth::{BaseBuild, LONGEST, PATIENCE, Warmth, WarmthQuestion, WarmthStep};
 
-/// Asks the fleet. Without an answer, everything is cold.
-pub type Warmths = dyn Fn(WarmthQuestion) -> Pin<Box<dyn Future<Output = Option<Vec<Warmth>>> + Send>> + Send + Sync;
+/// Asks Redis. `None` when it does not answer.
+pub type AskBases = dyn Fn(WarmthQuestion) -> Pin<Box<dyn Future<Output = Option<Warmth>> + Send>> + Send + Sync;
 
-/// The most base images of one build.
+/// So many base images of one build are built in advance.
 const MAX_BASES: usize = 20;
-
-/// How long a build waits for its base images. A claim in Redis lasts as long.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a build looks whether another one has built its base images.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Builds the base images that are cold, and waits for those that another build builds. What fails here is left to the build itself.
+/// Builds the base images that no build has built, one by one, and waits for those that another one is building. What fails here is
+/// left to the build itself. Takes no longer than [`PATIENCE`], and ends when the build is stopped.
 pub(super) async fn warm(
     integrations: &Integrations,
     build: &Build,
@@ -35,37 +35,43 @@ pub(super) async fn warm(
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) {
-    let bases: BTreeSet<String> = goal.definition.froms(goal.targets).into_iter().take(MAX_BASES).collect();
-    let Some((pod, cold)) = session.cold(&bases).await else { return };
+    let bases: BTreeSet<BaseBuild> = goal.definition.base_builds(goal.targets).into_iter().take(MAX_BASES).collect();
+    let stopped = attempt.stop.token();
+    let Some(Some((pod, mut left))) = stopped.run_until_cancelled(session.unbuilt(&bases)).await else { return };
     let _phase = attempt.journal.begin(Phase::Warm);
-    let deadline = Instant::now() + PATIENCE;
-    let ask = async |step, bases: &[String]| {
-        let question = WarmthQuestion { pod: pod.clone(), bases: bases.to_vec(), step };
-        let answer = match attempt.warmths {
-            Some(warmths) => warmths(question).await,
-            None => None,
-        };
-        answer.unwrap_or_else(|| vec![Warmth::Cold; bases.len()])
+    let (deadline, claim) = (Instant::now() + PATIENCE, hex::random::<8>());
+    let ask = async |base: &BaseBuild, step| {
+        let Some(ask) = attempt.ask_bases else { return Some(Warmth::Cold) };
+        let question = WarmthQuestion { pod: pod.clone(), base: base.to_string(), step, claim: claim.clone() };
+        timeout_at(deadline, ask(question)).await.ok().flatten()
     };
-    let mut left = cold.clone();
-    while !left.is_empty() && Instant::now() < deadline {
-        let found = ask(WarmthStep::Begin, &left).await;
-        let of = |warmth: Warmth| -> Vec<String> {
-            left.iter().zip(&found).filter(|(_, found)| **found == warmth).map(|(base, _)| base.clone()).collect()
-        };
-        let (own, others) = (of(Warmth::Cold), of(Warmth::Warming));
-        if !own.is_empty() {
-            let stop = attempt.stop.token().child_token();
-            let warmed = integrations.bake.warm(build, goal.definition, &own, &session.location, directory, &stop);
-            let is_warm =
-                while_watched(session, &stop, tokio::time::timeout_at(deadline, warmed)).await.unwrap_or(false);
-            ask(if is_warm { WarmthStep::Done } else { WarmthStep::GiveUp }, &own).await;
-            session.begins_again();
+    while !left.is_empty() {
+        let mut others = BTreeSet::new();
+        for base in left {
+            if stopped.is_cancelled() || Instant::now() >= deadline {
+                return;
+            }
+            match ask(&base, WarmthStep::Claim).await {
+                None => return,
+                Some(Warmth::Warming) => drop(others.insert(base)),
+                Some(Warmth::Warm) => session.remember_built(&pod, base),
+                Some(Warmth::Cold) => {
+                    let stop = stopped.child_token();
+                    let limits = RunLimits { timeout: Some(LONGEST), ..RunLimits::until(stop.clone()) };
+                    let run =
+                        integrations.bake.warm(build, goal.definition, &base, &session.location, directory, limits);
+                    let is_built = while_watched(session, &stop, run).await;
+                    session.begins_again();
+                    ask(&base, if is_built { WarmthStep::Done } else { WarmthStep::GiveUp }).await;
+                    if is_built {
+                        session.remember_built(&pod, base);
+                    }
+                }
+            }
         }
         left = others;
         if !left.is_empty() {
-            sleep(LOOK).await;
+            stopped.run_until_cancelled(sleep(LOOK)).await;
         }
     }
-    session.is_warm(&pod, &cold);
 }

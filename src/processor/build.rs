@@ -12,7 +12,7 @@ use crate::clock::Epoch;
 use crate::event::{Event, Moment, Phase};
 use crate::job::BuildJob;
 use crate::job::arguments::{self, RequestFrom};
-use crate::perform::{Attempt, Fence, Warmths, authorize, perform};
+use crate::perform::{AskBases, Attempt, Fence, authorize, perform};
 use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::report::Report;
@@ -64,13 +64,13 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
         git_ref: build_job.git_ref.clone(),
     });
     let (fence, fleet) = (fence(processor, &running.unit), fleet(processor, &running.unit));
-    let warmths = warmths(processor);
+    let ask_bases = ask_bases(processor);
     let attempt = Attempt {
         journal: &job.journal,
         stop: &job.stop,
         fence: Some(&*fence),
         fleet: Some(&*fleet),
-        warmths: Some(&*warmths),
+        ask_bases: Some(&*ask_bases),
     };
     if let Some(twin) = twin {
         authorize(&processor.integrations, &build_job, attempt).await?;
@@ -131,8 +131,8 @@ fn fleet(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fleet> {
     })
 }
 
-/// Asks the fleet which base images a pod has built.
-fn warmths(processor: &Arc<Processor>) -> Box<Warmths> {
+/// Asks Redis which base images a pod has built.
+fn ask_bases(processor: &Arc<Processor>) -> Box<AskBases> {
     let processor = Arc::clone(processor);
     Box::new(move |question| {
         let processor = Arc::clone(&processor);

@@ -52,7 +52,7 @@ pub struct Accounts {
 pub struct Cache {
     /// The cache of a target in a registry, such as `registry.example/{account}/{repository}/cache:{target}`. Every build imports it. A
     /// build of the job's `default_branch` exports it with all steps, after its images are pushed, when a step has run. A fork's build
-    /// exports none. It does not go together with the other settings.
+    /// exports none. It cannot be combined with the other settings.
     pub reference: Option<TextPattern>,
     /// Cache imports. One with `{branch}` is also tried with the job's `default_branch`.
     pub from: Vec<TextPattern>,
@@ -81,12 +81,17 @@ impl Cache {
         let Some(pattern) = &self.reference else { return Ok(()) };
         check_names(KEY, pattern, &["target"])?;
         if !self.from.is_empty() || !self.to.is_empty() || self.only_default_branch {
-            return refuse(KEY, "does not go together with from, to and only_default_branch");
+            return refuse(KEY, "cannot be combined with from, to or only_default_branch; remove those");
         }
-        // Each target of each repository of each account needs its own, or it gets steps that another one has chosen.
+        // Otherwise a target could import steps that another repository wrote.
         let is_own = pattern.has("account") || pattern.has("owner");
         if !(pattern.has("target") && pattern.has("repository") && is_own) {
             return refuse(KEY, "must contain {target}, {repository}, and {account} or {owner}");
+        }
+        // `a-b` and `c` would have the cache of `a` and `b-c`.
+        let text = pattern.to_string();
+        if text.split(['/', ':']).any(|part| part.matches('{').count() > 1) {
+            return refuse(KEY, "must have a / or : between two placeholders");
         }
         let names: Vec<(&str, &str)> = JOB_NAMES.iter().chain(&["target"]).map(|name| (*name, "x")).collect();
         reference::check_tag(&pattern.expand(&names)).or_else(|message| refuse(KEY, message))
@@ -100,7 +105,9 @@ fn name_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cache, D:
         type Value = Cache;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("the name of a cache, or a table")
+            f.write_str(
+                "a registry reference, such as registry.example/{account}/{repository}/cache:{target}, or a table",
+            )
         }
 
         fn visit_str<E: de::Error>(self, name: &str) -> Result<Cache, E> {

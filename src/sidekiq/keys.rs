@@ -37,7 +37,7 @@
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
 //! | `sidebake:poller:<digest of settings>` | string | the identity of the process that looks for due jobs | poller | twice `jobs.poll_interval` |
 //! | `sidebake:shards:<builder>` | hash | token and identity of a running build → its shard | shard | a day |
-//! | `sidebake:warm:<hash of a pod and a base image>` | string | `warming`, or `warm` when the pod has built the image | warm | a minute, a day |
+//! | `sidebake:warm:<hash of a pod and a base image>` | string | the claim of a build, or `warm` when the pod has built the image | warm | a minute, a day |
 //! | `sidebake:home:<builder>:<hash of the application>` | string | the shards that have its cache, its home first | shard | 30 days |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
 //! | `sidebake:build:<build_id or jid>:events` | stream | events and output of a build; `docs/logs.md` has the format | log stream | `journal.ttl` after the end; a day while it runs |

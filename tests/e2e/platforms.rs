@@ -33,8 +33,9 @@ async fn a_platform_that_the_builder_would_emulate_is_refused_by_name_before_any
     let report = harness.build(harness.native("shop", &sha, std::slice::from_ref(&other))).await;
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("policy_refused")), "{report:#}");
     let message = report["message"].as_str().unwrap();
-    let expected =
-        format!("target.app.platforms: {OTHER} is not allowed: the builder default is {OWN} and its emulation is off");
+    let expected = format!(
+        "target.app.platforms: {OTHER} is not allowed: the builder default runs on {OWN} and does not emulate others"
+    );
     assert!(message.contains(&expected), "{message}");
     assert_eq!(registry::digest(&harness.reference("app", "other")).await, None);
 }
@@ -60,7 +61,7 @@ async fn a_base_image_for_another_platform_fails_before_anything_is_built() {
 
     let report = harness.build(harness.native("shop", &sha, &images[1..])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
-    let notice = format!("target.tools.platforms: {OTHER} is emulated: the builder default is {OWN}");
+    let notice = format!("target.tools.platforms: {OTHER} is emulated: the builder default runs on {OWN}");
     assert_eq!(report["notices"], json!([notice]));
     assert_eq!(target(&report, "tools")["tags"], json!([harness.reference("tools", &sha)]));
 }

@@ -238,8 +238,8 @@ async fn the_configured_cache_is_exported_by_the_default_branch_when_a_step_ran_
     let harness = Harness::open();
     let nonce = harness.nonce.clone();
     let app = |more: &str| harness.dockerfile(&format!("RUN sleep 1; echo {nonce} > /slow\n{more}"));
-    let name = harness.reference("{account}-{repository}", "{target}");
-    let cache = harness.reference("acme-shop", "web");
+    let name = harness.reference("{account}/{repository}", "{target}");
+    let cache = harness.reference("acme/shop", "web");
     let sha = harness.commit("shop", &[("web/Dockerfile", &app(""))]);
     let _worker = harness.worker(&format!("[accounts]\ncache = \"{name}\"\n"));
     let build = async |sha: &str, branch: &str| {

@@ -27,6 +27,7 @@ const DOMAIN_TYPES: &[&str] = &[
     "settings",
     "shard",
     "platform",
+    "version",
     "warmth",
     "text",
 ];

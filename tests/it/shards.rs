@@ -163,20 +163,27 @@ async fn workers_with_equal_tokens_count_together() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_base_image_is_built_once_on_a_pod_and_again_when_that_fails() {
     let hand = Hand::with("").await;
-    let ask = async |pod: &str, bases: &[&str], step| {
-        let bases = bases.iter().map(|base| (*base).to_owned()).collect();
-        warm::ask(&hand.redis, &WarmthQuestion { pod: pod.into(), bases, step }).await.unwrap()
+    let ask = async |claim: &str, pod: &str, base: &str, step| {
+        let question = WarmthQuestion { pod: pod.into(), base: base.into(), step, claim: claim.into() };
+        warm::ask(&hand.redis, &question).await.unwrap()
     };
-    let begin = async |pod: &str, bases: &[&str]| ask(pod, bases, WarmthStep::Begin).await;
-    assert_eq!(begin("p", &["a", "b"]).await, [Warmth::Cold; 2]);
-    assert_eq!(begin("p", &["b", "c"]).await, [Warmth::Warming, Warmth::Cold]);
-    assert_eq!(begin("q", &["a"]).await, [Warmth::Cold], "another pod");
-    ask("p", &["a"], WarmthStep::Done).await;
-    ask("p", &["b"], WarmthStep::GiveUp).await;
-    assert_eq!(begin("p", &["a", "b", "c"]).await, [Warmth::Warm, Warmth::Cold, Warmth::Warming]);
+    let claim = async |claim: &str, pod: &str, base: &str| ask(claim, pod, base, WarmthStep::Claim).await;
+    for _ in 0..2 {
+        assert_eq!(claim("1", "p", "a").await, Warmth::Cold, "its answer may be lost");
+    }
+    assert_eq!(claim("2", "p", "a").await, Warmth::Warming);
+    assert_eq!(claim("2", "q", "a").await, Warmth::Cold, "another pod");
+    assert_eq!(claim("2", "p", "b").await, Warmth::Cold, "another image");
+    ask("1", "p", "b", WarmthStep::GiveUp).await;
+    assert_eq!(claim("3", "p", "b").await, Warmth::Warming, "it is the claim of another build");
+    ask("2", "p", "b", WarmthStep::GiveUp).await;
+    assert_eq!(claim("3", "p", "b").await, Warmth::Cold);
+    ask("1", "p", "a", WarmthStep::Done).await;
+    ask("1", "p", "a", WarmthStep::GiveUp).await;
+    assert_eq!(claim("4", "p", "a").await, Warmth::Warm);
     let mut connection = hand.server.connection().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("sidebake:warm:*").query_async(&mut connection).await.unwrap();
-    assert_eq!(keys.len(), 4);
+    assert_eq!(keys.len(), 3);
     for key in keys {
         let ttl_ms: i64 = redis::cmd("PTTL").arg(key).query_async(&mut connection).await.unwrap();
         assert!(ttl_ms > 0, "a claim ends by itself");

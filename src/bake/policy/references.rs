@@ -112,11 +112,11 @@ impl Rules<'_> {
     /// Adds the configured caches where the definition has none.
     fn add_caches(&mut self, target: &mut Map<String, Value>) {
         let has_none = ["cache-from", "cache-to"].iter().all(|field| target.get(*field).is_none_or(is_empty));
-        if has_none
-            && self.grants.is_default_branch()
-            && let Some(reference) = self.grants.cache_reference(&self.target)
-        {
-            self.validated.exports.insert(self.target.clone(), reference);
+        if has_none && let Some(reference) = self.grants.cache_reference(&self.target) {
+            target.insert("cache-from".into(), json!([{"type": "registry", "ref": reference}]));
+            if self.grants.is_default_branch() {
+                self.validated.exports.insert(self.target.clone(), reference);
+            }
         }
         for (field, ours) in
             [("cache-from", self.grants.cache_from(&self.target)), ("cache-to", self.grants.cache_to(&self.target))]

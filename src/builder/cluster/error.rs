@@ -32,9 +32,9 @@ pub enum ClusterError {
         /// Where it was looked for.
         namespace: String,
     },
-    /// buildx made the builder with a persistent volume.
+    /// A shard has the name of a builder that buildx made with persistent volumes.
     #[error(
-        "{name} in the namespace {namespace} is a StatefulSet; sidebake uses Deployments: give the builder another `node`"
+        "{name} in the namespace {namespace} is a StatefulSet, and a shard is a Deployment; give the builder another `node`"
     )]
     StatefulSet {
         /// Its name.

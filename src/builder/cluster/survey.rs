@@ -1,14 +1,20 @@
-//! What a builder's Deployment says of its builds, together with its pods.
+//! What a builder's Deployment or StatefulSet says of its builds, together with its pods.
 
 use serde_json::Value;
 
 use crate::builder::deployment;
 use crate::builder::pods::{self, PodStatus};
 
+/// Whether an object is a StatefulSet.
+pub(in crate::builder) fn is_stateful_set(workload: &Value) -> bool {
+    workload["kind"] == "StatefulSet"
+}
+
 /// The state of a builder.
 #[derive(Clone, Debug)]
 pub(in crate::builder) struct Survey {
-    pub(in crate::builder) deployment: Value,
+    /// The Deployment, or the StatefulSet that buildx made in its place.
+    pub(in crate::builder) workload: Value,
     pub(in crate::builder) pods: Vec<PodStatus>,
 }
 
@@ -18,12 +24,25 @@ impl Survey {
     }
 
     pub(in crate::builder) fn n_wanted(&self) -> usize {
-        self.deployment["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
+        self.workload["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
+    }
+
+    /// Whether buildx made the builder with persistent volumes.
+    fn is_stateful_set(&self) -> bool {
+        is_stateful_set(&self.workload)
+    }
+
+    /// The size of the persistent volumes of a StatefulSet; `None` for a Deployment. Without such a driver option, buildx looks for a
+    /// Deployment.
+    pub(in crate::builder) fn storage(&self) -> Option<String> {
+        let claim = &self.workload["spec"]["volumeClaimTemplates"][0];
+        let size = claim["spec"]["resources"]["requests"]["storage"].as_str().unwrap_or("1Gi");
+        self.is_stateful_set().then(|| size.to_owned())
     }
 
     /// Whether Kubernetes has processed the last change, and every pod has it.
     pub(in crate::builder) fn is_rolled_out(&self) -> bool {
-        let (generation, status) = (&self.deployment["metadata"]["generation"], &self.deployment["status"]);
+        let (generation, status) = (&self.workload["metadata"]["generation"], &self.workload["status"]);
         let n = |field: &str| status[field].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         let is_seen = status["observedGeneration"].as_u64() >= generation.as_u64();
         is_seen && n("updatedReplicas") >= self.n_wanted() && n("replicas") <= self.n_wanted()
@@ -31,19 +50,22 @@ impl Survey {
 
     /// What is wrong when no pod of this Deployment can have BuildKit in its first container.
     pub(in crate::builder) fn misplaced(&self) -> Option<String> {
-        let containers = self.deployment["spec"]["template"]["spec"]["containers"].clone();
+        let containers = self.workload["spec"]["template"]["spec"]["containers"].clone();
         let of_template = serde_json::from_value(containers).ok();
         let of_template = of_template.and_then(|containers: Vec<_>| pods::misplaced(&containers));
         let staying = || self.pods.iter().filter(|pod| !pod.is_going);
         let are_all = staying().count() > 0 && staying().all(|pod| pod.is_misplaced);
-        let of_template = of_template.or_else(|| deployment::displaced(&self.deployment));
+        let of_template = of_template.or_else(|| deployment::displaced(&self.workload));
         of_template.or_else(|| staying().next().filter(|_| are_all).and_then(|pod| pod.trouble.clone()))
     }
 
     /// What is wrong with the builder, in Kubernetes' words; `None` when nothing is. Terminating pods do not count.
     pub(in crate::builder) fn problem(&self) -> Option<String> {
         if self.n_wanted() == 0 {
-            return Some("the Deployment has 0 replicas".into());
+            return Some(format!(
+                "the {} has 0 replicas",
+                if self.is_stateful_set() { "StatefulSet" } else { "Deployment" }
+            ));
         }
         let staying = self.pods.iter().filter(|pod| !pod.is_going && !pod.is_usable());
         let of_pod = |pod: &PodStatus| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?));
@@ -62,7 +84,7 @@ impl Survey {
 
     /// The Deployment's condition of a kind, when it has this status.
     fn failing(&self, kind: &str, status: &str) -> Option<String> {
-        let conditions = self.deployment["status"]["conditions"].as_array()?;
+        let conditions = self.workload["status"]["conditions"].as_array()?;
         let one = conditions.iter().find(|one| one["type"] == kind && one["status"] == status)?;
         Some(pods::say(one["reason"].as_str().unwrap_or(kind), one["message"].as_str()))
     }
@@ -74,9 +96,9 @@ mod tests {
 
     use super::*;
 
-    fn survey(deployment: Value, pods: &[Value]) -> Survey {
+    fn survey(workload: Value, pods: &[Value]) -> Survey {
         let pods = pods::read(json!({"items": pods}).to_string().as_bytes()).expect("pods");
-        Survey { deployment, pods }
+        Survey { workload, pods }
     }
 
     fn ready(name: &str) -> Value {

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::config_map_name;
+use crate::builder::cluster::is_stateful_set;
 use crate::hex;
 use crate::settings::{Builder, GRACE_PERIOD, SHARD_OF, TopologySpread};
 
@@ -40,6 +41,8 @@ const STEP_LOG: [(&str, &str); 2] =
 pub(super) struct Ground<'a> {
     /// Name of the container in which BuildKit runs.
     container: &'a str,
+    /// Whether pods get disks from the object itself: it is a StatefulSet.
+    has_disks: bool,
     /// Digest of the buildkitd.toml: that of the file, or the live one when the file cannot be read here.
     config_digest: Option<String>,
 }
@@ -50,7 +53,8 @@ impl<'a> Ground<'a> {
         let template = &live["spec"]["template"];
         let container = template["spec"]["containers"][0]["name"].as_str().unwrap_or(CONTAINER);
         let known = || template["metadata"]["annotations"][CONFIG_DIGEST].as_str().map(str::to_owned);
-        Self { container, config_digest: buildkitd_toml.map(digest).or_else(known) }
+        let config_digest = buildkitd_toml.map(digest).or_else(known);
+        Self { container, has_disks: is_stateful_set(live), config_digest }
     }
 }
 
@@ -128,7 +132,7 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
             let policy = "OnRootMismatch";
             pod.insert("securityContext".into(), json!({"fsGroup": ROOTLESS_ID, "fsGroupChangePolicy": policy}));
         }
-    } else if builder.rootless {
+    } else if builder.rootless && !ground.has_disks {
         volumes.push(json!({"name": CONTAINER, "emptyDir": {}}));
     }
     if !volumes.is_empty() {
@@ -137,7 +141,7 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
     if let Some(grace_period) = builder.grace_period {
         pod.insert("terminationGracePeriodSeconds".into(), json!(grace_period.as_secs()));
     }
-    pod.insert("containers".into(), json!([container(builder, ground.container)]));
+    pod.insert("containers".into(), json!([container(builder, &ground)]));
     let mut annotations = json!(builder.annotations);
     if has_config(builder)
         && let Some(digest) = &ground.config_digest
@@ -202,8 +206,8 @@ fn has_config(builder: &Builder) -> bool {
 }
 
 /// The configured fields of BuildKit's container.
-fn container(builder: &Builder, name: &str) -> Value {
-    let mut container = Map::from_iter([("name".to_owned(), json!(name))]);
+fn container(builder: &Builder, ground: &Ground<'_>) -> Value {
+    let mut container = Map::from_iter([("name".to_owned(), json!(ground.container))]);
     if let Some(image) = &builder.image {
         container.insert("image".into(), json!(image));
     }
@@ -230,7 +234,7 @@ fn container(builder: &Builder, name: &str) -> Value {
     if builder.rootless {
         container.insert("securityContext".into(), json!({"seccompProfile": {"type": "Unconfined"}}));
     }
-    if builder.rootless || builder.volume.is_some() {
+    if builder.rootless && !ground.has_disks || builder.volume.is_some() {
         mounts.push(json!({"name": CONTAINER, "mountPath": if builder.rootless { ROOTLESS_DATA } else { DATA }}));
     }
     if !mounts.is_empty() {

@@ -33,8 +33,8 @@ pub struct Loss {
     pub notice: String,
     /// Whether the pod is gone for good: then buildx chooses another by itself.
     pub(in crate::builder) has_pod_gone: bool,
-    /// Whether the pod's memory was used up, perhaps by this very build.
-    pub is_out_of_memory: bool,
+    /// Whether the pod's memory or disk was used up, perhaps by this very build.
+    pub is_used_up: bool,
     /// The pod, if it was known.
     pub(super) pod: Option<String>,
     /// The node.
@@ -117,8 +117,8 @@ impl Session<'_> {
         }
     }
 
-    /// Whether a bake failed because its builder was lost: buildx says so, or the pod is gone, whatever error buildx made of
-    /// that. `None` when the builder was not lost, or when no other pod would help.
+    /// Whether a bake failed because its builder was lost: buildx says so, the pod is gone, whatever error buildx made of that, or its
+    /// disk is full. `None` when the builder was not lost, or when no other pod would help.
     pub async fn post_mortem(&self, failure: &Failure) -> Option<Loss> {
         let is_reported = matches!(failure.reason, Reason::BuilderLost | Reason::BuilderUnavailable);
         // No pod would help.
@@ -140,11 +140,10 @@ impl Session<'_> {
         loss.or_else(|| is_reported.then(|| self.unexplained(failure)))
     }
 
-    /// The loss of a disk without room. Others may have room, and this pod gets no builds for a while.
+    /// The loss of a pod whose disk is full. Others may have room.
     fn full(&self, failure: &Failure) -> Loss {
-        self.shun();
         let notice = format!("the builder {}: the disk of {} is full", self.node.builder, self.pod_in_words());
-        Loss { notice, ..self.loss_of(failure.clone(), self.pod.get().cloned()) }
+        Loss { notice, is_used_up: true, ..self.loss_of(failure.clone(), self.pod.get().cloned()) }
     }
 
     /// Whether the builder has other pods.
@@ -200,7 +199,7 @@ impl Session<'_> {
             notice: failure.detail.clone(),
             failure,
             has_pod_gone: false,
-            is_out_of_memory: false,
+            is_used_up: false,
             pod,
             node: self.node.name.clone(),
             earlier_nodes: Vec::new(),
@@ -232,8 +231,8 @@ impl Session<'_> {
         let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
         let sentence = format!("the builder {}: the pod {}{node} {}", self.node.builder, pod.name, fate.sentence);
         let failure = Failure::new(Reason::BuilderLost, sentence);
-        let (has_pod_gone, is_out_of_memory) = (fate.has_gone, fate.is_out_of_memory);
-        Some(Loss { has_pod_gone, is_out_of_memory, ..self.loss_of(failure, Some(pod.name.clone())) })
+        let (has_pod_gone, is_used_up) = (fate.has_gone, fate.is_out_of_memory);
+        Some(Loss { has_pod_gone, is_used_up, ..self.loss_of(failure, Some(pod.name.clone())) })
     }
 
     /// Avoids the pod for a while, in the next builds.

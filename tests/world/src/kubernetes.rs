@@ -63,7 +63,10 @@ impl Kubernetes {
         let router = Router::new()
             .route("/apis/apps/v1/namespaces/{namespace}/deployments", post(create))
             .route("/apis/apps/v1/namespaces/{namespace}/deployments/{name}", get(read_deployment).patch(patch))
-            .route("/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}", get(read_stateful_set))
+            .route(
+                "/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}",
+                get(read_stateful_set).patch(patch_stateful_set),
+            )
             .route("/api/v1/namespaces/{namespace}/pods", get(pods))
             .route("/api/v1/namespaces/{namespace}/{kind}", post(create_other))
             .route("/api/v1/namespaces/{namespace}/{kind}/{name}", get(read_other).patch(patch_other))
@@ -183,14 +186,21 @@ async fn create(State(objects): Shared, body: Bytes) -> Response {
 }
 
 async fn patch(State(objects): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> Response {
-    let patch: Value = serde_json::from_slice(&body).unwrap();
-    let mut objects = objects.lock().unwrap();
-    let Some(deployment) = objects.deployments.get_mut(&name) else { return found(None, &name) };
-    if patch["metadata"]["resourceVersion"] != deployment["metadata"]["resourceVersion"] {
+    patched(objects.lock().unwrap().deployments.get_mut(&name), &name, &body)
+}
+
+async fn patch_stateful_set(State(objects): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> Response {
+    patched(objects.lock().unwrap().stateful_set.as_mut(), &name, &body)
+}
+
+fn patched(object: Option<&mut Value>, name: &str, body: &Bytes) -> Response {
+    let patch: Value = serde_json::from_slice(body).unwrap();
+    let Some(object) = object else { return found(None, name) };
+    if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
         return refusal(StatusCode::CONFLICT, "the object has been modified");
     }
-    merge(deployment, &patch);
-    Json(deployment.clone()).into_response()
+    merge(object, &patch);
+    Json(object.clone()).into_response()
 }
 
 async fn read_other(State(objects): Shared, Path((_, kind, name)): Path<(String, String, String)>) -> Response {

@@ -9,6 +9,8 @@ pub enum Ability {
     Progress,
     /// buildx evaluates a `Dockerfile.rego` beside each Dockerfile, unless a definition forbids it.
     Policies,
+    /// buildx finds a builder that is a StatefulSet.
+    StatefulSets,
     /// buildx limits the memory and processor of a step (`resources` in a definition).
     StepLimits,
     /// buildx ends when its pod goes.
@@ -32,6 +34,7 @@ pub enum Program {
 const TABLE: &[(Program, Ability, (u32, u32), &str)] = &[
     (Program::Buildx, Ability::Progress, (0, 19), "its progress cannot be read"),
     (Program::Buildx, Ability::Policies, (0, 31), "a Dockerfile.rego is not read"),
+    (Program::Buildx, Ability::StatefulSets, (0, 34), "it does not find a builder that is a StatefulSet"),
     (Program::Buildx, Ability::StepLimits, (0, 35), "it ignores the limits of steps (`resources`)"),
     (Program::Buildx, Ability::EndsWithPod, (0, 36), "it hangs when its pod goes, until a time limit ends it"),
     (Program::BuildKit, Ability::BasePlatforms, (0, 14), "it does not warn of base images for another platform"),
@@ -89,8 +92,8 @@ mod tests {
     fn a_version_can_what_the_table_says_and_a_development_build_everything() {
         let buildx = |text| Version::of(Program::Buildx, text);
         let lacking = |version: Version| version.lacking().map(|(_, first, _)| first).collect::<Vec<_>>();
-        assert_eq!(lacking(buildx("0.18.0")), ["0.19", "0.31", "0.35", "0.36"]);
-        assert_eq!(lacking(buildx("0.29.1")), ["0.31", "0.35", "0.36"]);
+        assert_eq!(lacking(buildx("0.18.0")), ["0.19", "0.31", "0.34", "0.35", "0.36"]);
+        assert_eq!(lacking(buildx("0.29.1")), ["0.31", "0.34", "0.35", "0.36"]);
         assert!(buildx("0.31.0-rc1").can(Ability::Policies) && !buildx("0.30.9").can(Ability::Policies));
         assert!(!buildx("0.29.1+unknown").can(Ability::EndsWithPod));
         for newest in ["0.36.0", "1.0.0", "v0.36.0-54-g1d2c3b4", "0.0.0+unknown", "dev", ""] {
