@@ -132,3 +132,41 @@ async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
         }
     }
 }
+
+/// A builder as `docker buildx create` makes it with a persistent volume, from 0.34 on.
+fn stateful_set(namespace: &Namespace) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: default0}}\nspec:\n  serviceName: buildkitd\n  \
+         podManagementPolicy: Parallel\n  replicas: 1\n  selector: {{matchLabels: {{app: default0}}}}\n  template:\n    \
+         metadata: {{labels: {{app: default0}}}}\n    spec:\n      containers:\n      - name: buildkitd\n        image: {}\n        \
+         securityContext: {{privileged: true}}\n        readinessProbe: {{exec: {{command: [buildctl, debug, workers]}}}}\n",
+        engine().told("BUILDKIT_IMAGE"),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_is_adopted_shown_and_changed_and_an_older_buildx_is_told() {
+    let (harness, namespace) = harness_with("environment = { A = \"b\" }");
+    namespace.apply(&stateful_set(&namespace));
+    let ensured = text(&harness.run(&["builder", "ensure"], ""));
+    assert!(ensured.contains("exists and is ready") && ensured.contains("drift"), "{ensured}");
+    let applied = harness.run(&["builder", "apply"], "");
+    assert!(applied.status.success(), "{}", text(&applied));
+    let live = namespace.json(&["get", "statefulset", "default0"]);
+    assert_eq!(live["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"], "b");
+    let shown = harness.run(&["builder", "status"], "");
+    assert!(shown.status.success() && !text(&shown).contains("drift"), "{}", text(&shown));
+    assert_eq!(namespace.json(&["get", "deployments"])["items"], Value::Array(Vec::new()));
+
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN true"))]);
+    let _worker = harness.worker("");
+    let native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
+    let jid = harness.redis.push("default", "BuildJob", serde_json::json!([native])).await;
+    if world::buildx().version >= (0, 34) {
+        assert_eq!(harness.report(&jid).await["status"], "succeeded");
+        return;
+    }
+    harness.until("the job is retried", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
+    let (retry, _) = harness.redis.sorted_set("retry").await.remove(0);
+    assert!(retry.contains("the builder default is a StatefulSet, which docker-buildx 0."), "{retry}");
+}

@@ -2,7 +2,7 @@
 //!
 //! `tests/kubernetes/cluster up` makes the cluster, unless `KUBECONFIG` names another one. The tests share it, each in
 //! its own namespace. Tests that stop parts of the cluster run alone. The tests mostly wait, so run several: `cargo
-//! test --test kubernetes -- --test-threads=3`.
+//! test --test kubernetes -- --test-threads=4`.
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation must end the test")]
 #![allow(
