@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep};
 use crate::bake::Location;
 use crate::job::Build;
 use crate::network::Proxy;
-use crate::platform::{NamedPlatform, Platform};
+use crate::platform::NamedPlatform;
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
@@ -96,7 +96,7 @@ pub enum BuilderError {
         /// The builder.
         builder: String,
         /// The builder's own platform.
-        own: Platform,
+        own: String,
     },
     /// The builder is a StatefulSet, and this docker-buildx does not find one.
     #[error(

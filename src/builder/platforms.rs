@@ -27,7 +27,12 @@ impl Session<'_> {
         for NamedPlatform { target, name, .. } in wanted.iter().filter(|wanted| !machine.is_native(&wanted.platform)) {
             if !self.node.settings.emulation {
                 let (target, platform) = (target.clone(), name.clone());
-                return Err(BuilderError::Platform { target, platform, builder: builder.clone(), own: own.clone() });
+                return Err(BuilderError::Platform {
+                    target,
+                    platform,
+                    builder: builder.clone(),
+                    own: own.to_string(),
+                });
             }
             self.emulated
                 .push(format!("target.{target}.platforms: {name} is emulated: the builder {builder} runs on {own}"));

@@ -389,14 +389,14 @@ impl Facts<'_> {
         format!("{}\n{digest}", plan.setting)
     }
 
-    /// What to remember of this build, and how long its cached steps took when they last ran.
+    /// What to remember of this build, and the total time of its cached steps when they last ran.
     pub fn to_record(&self, earlier: &[&LastBuild], is_built: bool) -> (LastBuild, Option<Duration>) {
         let digest = |entry: &Entry| self.digest(entry);
         let setting = self.plan.map(|plan| self.setting(plan)).unwrap_or_default();
-        let of_key: Vec<&LastBuild> = earlier.iter().copied().filter(|build| build.is_of(self.marker)).collect();
         let of = [self.sha, self.pod];
-        let record = LastBuild::new(self.marker, &of_key, self.plan, &setting, self.steps, &digest, of, is_built);
-        let saved = self.plan.and_then(|plan| record.saved(plan, self.steps));
+        let mut record = LastBuild::new(self.marker, self.plan, &setting, self.steps, &digest, of, is_built);
+        let own: Vec<&LastBuild> = earlier.iter().copied().filter(|build| build.is_of(self.marker)).collect();
+        let saved = self.plan.and_then(|plan| record.note_times(plan, self.steps, &own));
         (record, saved)
     }
 }

@@ -9,7 +9,6 @@ mod words;
 use std::collections::BTreeMap;
 
 use super::files::Reads;
-use super::steps::SeenStep;
 use crate::bounds;
 use crate::dockerfile;
 
@@ -239,18 +238,6 @@ impl Plan {
         let Stage { base, entries, .. } = &self.stages[stage];
         let is_image = base.is_none() && !is_scratch(&entries[0]);
         usize::from(is_image) + entries.iter().filter(|entry| entry.kind.is_step()).count()
-    }
-
-    /// What BuildKit reported of an instruction of a stage: once for each platform.
-    pub(super) fn seen<'a>(
-        &self,
-        stage: usize,
-        entry: &Entry,
-        steps: &'a [SeenStep],
-    ) -> impl Iterator<Item = &'a SeenStep> {
-        let number = self.steps(stage).find(|(_, step)| step.line == entry.line).map(|(number, _)| number);
-        let label = self.stages[stage].label.clone();
-        steps.iter().filter(move |step| Some(step.number) == number && step.label == label)
     }
 
     /// The steps of a stage, with the numbers that BuildKit gives them.

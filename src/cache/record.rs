@@ -3,8 +3,7 @@
 //! An instruction or an argument may hold a secret, and a reader of Redis could try out short ones. So each text is an HMAC
 //! with a key that only workers have.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+mod times;
 
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
@@ -142,19 +141,9 @@ impl LastBuild {
         (is_whole && stages.iter().enumerate().all(is_sound)).then_some(record)
     }
 
-    /// The steps of all stages, with how long each took when it last ran.
-    fn times(&self) -> impl Iterator<Item = (Mark, u32)> {
-        let entries = self.stages.iter().flatten().flat_map(|stage| &stage.entries);
-        entries.filter_map(|entry| match entry {
-            MarkedEntry::Step(mark, _, ms) => Some((*mark, *ms)),
-            _ => None,
-        })
-    }
-
-    /// The record of a build. `digest` knows the digests of images. A step that was cached took as long as in `earlier` records.
+    /// The record of a build. `digest` knows the digests of images.
     pub(super) fn new(
         marker: &Marker,
-        earlier: &[&Self],
         plan: Option<&Plan>,
         setting: &str,
         steps: &[SeenStep],
@@ -163,18 +152,16 @@ impl LastBuild {
         is_built: bool,
     ) -> Self {
         let needed = plan.map(Plan::needed).unwrap_or_default();
-        // The last build of the same ref comes first.
-        let mut known: BTreeMap<Mark, u32> = BTreeMap::new();
-        for (mark, ms) in earlier.iter().rev().flat_map(|build| build.times()).filter(|(_, ms)| *ms > 0) {
-            known.insert(mark, ms);
-        }
         let stage = |plan: &Plan, n: usize| {
             let stage = &plan.stages[n];
             let becomes = |entry: &Entry| {
                 if is_built && needed.contains(&n) {
                     return Some(true);
                 }
-                let states: Vec<StepState> = plan.seen(n, entry, steps).map(|step| step.state).collect();
+                let (number, _) = plan.steps(n).find(|(_, step)| step.line == entry.line)?;
+                // One for each platform.
+                let seen = steps.iter().filter(|step| step.label == stage.label && step.number == number);
+                let states: Vec<StepState> = seen.map(|step| step.state).collect();
                 let is_done = |state: &StepState| matches!(state, StepState::Cached | StepState::Ran);
                 match states.as_slice() {
                     [] => None,
@@ -183,9 +170,7 @@ impl LastBuild {
                     _ => None,
                 }
             };
-            let took = |entry: &Entry| plan.seen(n, entry, steps).filter_map(ran_for).max();
-            let marked = |entry: &Entry| marked(marker, entry, digest(entry), becomes(entry), took(entry), &known);
-            let entries = stage.entries.iter().map(marked);
+            let entries = stage.entries.iter().map(|entry| marked(marker, entry, digest(entry), becomes(entry)));
             let name = stage.name.as_ref().map(|name| marker.mark(name));
             MarkedStage { name, base: stage.base, entries: entries.collect() }
         };
@@ -200,23 +185,6 @@ impl LastBuild {
         }
     }
 
-    /// How long the cached steps of this build took when they last ran; `None` when it is known of none of them.
-    pub(super) fn saved(&self, plan: &Plan, steps: &[SeenStep]) -> Option<Duration> {
-        let mut saved = None;
-        for n in plan.needed() {
-            let marked = self.stages.iter().flatten().nth(n).into_iter().flat_map(|stage| &stage.entries);
-            for (entry, marked) in plan.stages[n].entries.iter().zip(marked) {
-                let is_cached = plan.seen(n, entry, steps).any(|step| step.state == StepState::Cached);
-                if let MarkedEntry::Step(_, _, ms @ 1..) = marked
-                    && is_cached
-                {
-                    *saved.get_or_insert(Duration::ZERO) += Duration::from_millis((*ms).into());
-                }
-            }
-        }
-        saved
-    }
-
     /// As JSON. Without its stages when it would be too long.
     pub fn to_json(&self) -> String {
         let json = |record: &Self| serde_json::to_string(record).expect("a record is plain data");
@@ -225,20 +193,7 @@ impl LastBuild {
     }
 }
 
-/// Milliseconds of a step that ran; at least 1.
-fn ran_for(step: &SeenStep) -> Option<u32> {
-    let ms = u32::try_from(step.took.as_millis()).unwrap_or(u32::MAX).max(1);
-    (step.state == StepState::Ran).then_some(ms)
-}
-
-fn marked(
-    marker: &Marker,
-    entry: &Entry,
-    digest: Option<String>,
-    becomes: Option<bool>,
-    took: Option<u32>,
-    known: &BTreeMap<Mark, u32>,
-) -> MarkedEntry {
+fn marked(marker: &Marker, entry: &Entry, digest: Option<String>, becomes: Option<bool>) -> MarkedEntry {
     let variable = |variable: &Variable| {
         let value = |value: &Option<String>| value.as_ref().map(|value| marker.mark(value));
         MarkedVariable(marker.mark(&variable.name), value(&variable.default), value(&variable.given))
@@ -253,8 +208,7 @@ fn marked(
         Kind::User => MarkedEntry::User(marker.mark(&entry.text)),
         Kind::Shell => MarkedEntry::Shell(marker.mark(&entry.text)),
         Kind::Run | Kind::Copy | Kind::Add | Kind::Workdir => {
-            let mark = marker.mark(&step_text(entry));
-            MarkedEntry::Step(mark, becomes, took.or_else(|| known.get(&mark).copied()).unwrap_or(0))
+            MarkedEntry::Step(marker.mark(&step_text(entry)), becomes, 0)
         }
     }
 }

@@ -134,7 +134,7 @@ async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
 }
 
 /// A builder as `docker buildx create` makes it with a persistent volume, from 0.34 on.
-fn stateful_set(namespace: &Namespace) -> String {
+fn stateful_set() -> String {
     format!(
         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: default0}}\nspec:\n  serviceName: buildkitd\n  \
          podManagementPolicy: Parallel\n  replicas: 1\n  selector: {{matchLabels: {{app: default0}}}}\n  template:\n    \
@@ -147,7 +147,7 @@ fn stateful_set(namespace: &Namespace) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stateful_set_is_adopted_shown_and_changed_and_an_older_buildx_is_told() {
     let (harness, namespace) = harness_with("environment = { A = \"b\" }");
-    namespace.apply(&stateful_set(&namespace));
+    namespace.apply(&stateful_set());
     let ensured = text(&harness.run(&["builder", "ensure"], ""));
     assert!(ensured.contains("exists and is ready") && ensured.contains("drift"), "{ensured}");
     let applied = harness.run(&["builder", "apply"], "");
