@@ -117,7 +117,8 @@ impl Kind {
             Some(Self::NoAddress)
         } else if begins(&["invalid HTTP version parsed", "invalid HTTP status-code parsed"]) {
             Some(Self::NoTls)
-        } else if text.contains("connection closed before message completed") {
+        } else if text.contains("connection closed before message completed") || begins(&["connection was not ready"]) {
+            // hyper says the second when the server has closed the connection before the request was sent.
             Some(Self::Closed)
         } else {
             None

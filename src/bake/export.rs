@@ -1,6 +1,6 @@
 //! Exports the caches of a finished build to a registry.
 //!
-//! This is a second run of docker-buildx, which finds everything in the builder's own cache. The images are pushed before it, so a
+//! This is a second run of docker-buildx, which finds everything in the builder's own cache. The images are pushed before it. So a
 //! registry that fails or hangs costs no build. A build in which no step ran exports nothing.
 
 use std::collections::BTreeMap;

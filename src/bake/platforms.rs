@@ -1,9 +1,9 @@
 //! Checks that base images, and the images built on them, match the platforms that targets name.
 //!
-//! BuildKit takes a base image for another processor when its name means a single image and no index, and writes the wanted platform
-//! into the image that it builds. Newer versions warn of the base image, which [`super::progress`] reads. Registries that the build
-//! pushes to are asked here as well. The others are not: the worker itself connects to no host of a customer's choice. Nor is Docker
-//! Hub, which counts each question as a pull.
+//! BuildKit takes a base image for another processor when its name means a single image and no index, and writes the wanted
+//! platform into the image that it builds. Newer versions warn of the base image, which [`super::progress`] reads. Registries that
+//! the build pushes to are asked here as well. The others are not: the worker itself connects to no host of a customer's choice. Nor
+//! is Docker Hub, which counts each question as a pull.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -132,10 +132,10 @@ impl<'a> PlatformCheck<'a> {
                 let Some(has) = self.platform(&place(&digest)).await else { continue };
                 if !wanted.iter().any(|wanted| wanted.is_like(&has)) {
                     let wanted: Vec<String> = wanted.iter().map(Platform::to_string).collect();
-                    let detail = format!(
-                        "target.{name}.platforms: the image {digest} is for {has}, not for {}; check the frontend of `# syntax=`, and do not use the image",
-                        wanted.join(", "),
-                    );
+                    let wanted = wanted.join(", ");
+                    let advice = "check the frontend of `# syntax=`, and do not use the image";
+                    let what = format!("the image {digest} is for {has}, not for {wanted}; {advice}");
+                    let detail = format!("target.{name}.platforms: {what}");
                     let failure = Failure::new(Reason::DefinitionInvalid, detail);
                     return Some(PlatformMismatch { target: name.clone(), failure });
                 }

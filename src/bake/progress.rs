@@ -13,13 +13,12 @@ mod stream;
 mod tails;
 mod targets;
 mod vertex;
+mod warnings;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 
 use super::evidence;
@@ -33,7 +32,7 @@ use crate::text::tail::Tail;
 
 use ending::Ending;
 use output::Output;
-use stream::{StatusReport, StreamReport, VertexReport, WarningReport};
+use stream::{StatusReport, StreamReport, VertexReport};
 use tails::Tails;
 
 pub(super) use failure::StepFailure;
@@ -47,9 +46,6 @@ const MAX_PATH: usize = 500;
 
 /// A longer digest is not BuildKit's.
 const MAX_DIGEST: usize = 140;
-
-/// How BuildKit's warning of a base image for another platform begins.
-const FOREIGN_BASE: &str = "InvalidBaseImagePlatform: ";
 
 /// Receives the events.
 pub(super) type Emit<'t> = &'t mut dyn FnMut(Event);
@@ -326,35 +322,6 @@ impl BakeProgress {
         }
     }
 
-    fn warning(&mut self, report: &WarningReport<'_>, emit: Emit<'_>) {
-        let Some(number) = self.find(&report.vertex) else { return };
-        let target = self.target_of(&self.vertices[number as usize]).map(str::to_owned);
-        let message = BASE64_STANDARD.decode(&*report.short).unwrap_or_default();
-        let url = self.shown.notice(&report.url);
-        let warning = Warning {
-            message: self.shown.notice(&String::from_utf8_lossy(&message)),
-            dockerfile: target.as_ref().and_then(|target| self.dockerfiles.get(target)).cloned(),
-            target,
-            line: report.line(),
-            url: (!url.is_empty()).then_some(url),
-        };
-        if let Some(target) = &warning.target
-            && warning.message.starts_with(FOREIGN_BASE)
-            && self.platforms.get(target).is_some_and(|platforms| !platforms.is_empty())
-        {
-            self.foreign_base.get_or_insert_with(|| (target.clone(), warning.clone()));
-        }
-        if self.warnings.contains(&warning) {
-            return;
-        }
-        if self.warnings.len() == bounds::WARNINGS {
-            self.left.n_warnings_left_out += 1;
-            return;
-        }
-        self.warnings.push(warning.clone());
-        emit(Event::Warning(warning));
-    }
-
     /// How long the longest import and the longest export of a cache took.
     pub(super) fn caches_moved(&self) -> Event {
         let longest = |beginning: &str| {
@@ -365,16 +332,6 @@ impl BakeProgress {
             imported: longest("importing cache manifest from "),
             exported: longest("exporting cache to "),
         }
-    }
-
-    /// BuildKit's warning that a base image is for another platform than its target names, as a message for the customer.
-    pub(super) fn foreign_base(&self) -> Option<(&str, String)> {
-        let (target, warning) = self.foreign_base.as_ref()?;
-        let said = warning.message.strip_prefix(FOREIGN_BASE)?;
-        let said = said.rsplit_once(" (line ").map_or(said, |(said, _)| said);
-        let line = warning.line.map(|line| format!(":{line}")).unwrap_or_default();
-        let place = warning.dockerfile.as_ref().map(|path| format!(" ({path}{line})")).unwrap_or_default();
-        Some((target, format!("target.{target}.platforms{place}: {said}")))
     }
 
     fn step(&self, number: u32) -> Step {

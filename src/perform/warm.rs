@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Attempt, Integrations, while_watched};
+use super::solve::while_watched;
+use super::{Attempt, Integrations};
 use crate::bake::Goal;
 use crate::builder::Session;
 use crate::event::Phase;
