@@ -188,6 +188,26 @@ impl Phase {
     }
 }
 
+/// The phases that have begun and not ended. One may begin within another.
+#[derive(Clone, Debug, Default)]
+pub struct OpenPhases(Vec<Phase>);
+
+impl OpenPhases {
+    /// Takes in one event.
+    pub fn take_in(&mut self, event: &Event) {
+        match event {
+            Event::PhaseStarted(phase) => self.0.push(*phase),
+            Event::PhaseEnded(phase, _) => self.0.retain(|open| open != phase),
+            _ => {}
+        }
+    }
+
+    /// The phase that began last.
+    pub fn innermost(&self) -> Option<Phase> {
+        self.0.last().copied()
+    }
+}
+
 /// A duration in whole milliseconds.
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -26,19 +26,16 @@ pub(super) async fn base(
     directory: &JobDirectory,
     limits: RunLimits,
 ) -> bool {
-    match run(bake, build, definition, base, location, directory, limits).await {
-        Ok(None) => true,
-        Ok(Some(error)) => {
-            tracing::debug!(%base, error, "could not build a base image alone; the build goes on");
-            false
-        }
-        Err(error) => {
-            tracing::debug!(%base, %error, "could not build a base image alone; the build goes on");
-            false
-        }
-    }
+    let error = match run(bake, build, definition, base, location, directory, limits).await {
+        Ok(None) => return true,
+        Ok(Some(error)) => error,
+        Err(error) => error.to_string(),
+    };
+    tracing::debug!(%base, error, "could not build a base image alone; the build goes on");
+    false
 }
 
+/// Runs the build. Returns why it failed.
 async fn run(
     bake: &Bake,
     build: &Build,

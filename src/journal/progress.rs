@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use super::Listener;
-use crate::event::{Event, Phase};
+use crate::event::{Event, OpenPhases, Phase};
 
 /// The progress so far.
 #[derive(Debug, Default)]
@@ -12,6 +12,7 @@ pub struct Progress(Mutex<ProgressState>);
 
 #[derive(Debug, Default)]
 struct ProgressState {
+    open: OpenPhases,
     phase: Option<Phase>,
     n_targets: usize,
     done: BTreeSet<String>,
@@ -21,7 +22,11 @@ impl Listener for Progress {
     fn on_event(&self, event: &Event) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::PhaseStarted(phase) => state.phase = Some(*phase),
+            Event::PhaseStarted(_) | Event::PhaseEnded(..) => {
+                state.open.take_in(event);
+                // Between two phases, the last one is told.
+                state.phase = state.open.innermost().or(state.phase);
+            }
             Event::Targets(n) => state.n_targets = *n,
             Event::TargetDone(target) => drop(state.done.insert(target.clone())),
             _ => {}
@@ -41,6 +46,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -49,7 +56,12 @@ mod tests {
         assert_eq!(progress.text(), None);
         progress.on_event(&Event::PhaseStarted(Phase::Fetch));
         assert_eq!(progress.text().as_deref(), Some("fetch"));
+        progress.on_event(&Event::PhaseEnded(Phase::Fetch, Duration::ZERO));
+        assert_eq!(progress.text().as_deref(), Some("fetch"));
         progress.on_event(&Event::PhaseStarted(Phase::Bake));
+        progress.on_event(&Event::PhaseStarted(Phase::Warm));
+        assert_eq!(progress.text().as_deref(), Some("warm"));
+        progress.on_event(&Event::PhaseEnded(Phase::Warm, Duration::ZERO));
         progress.on_event(&Event::Targets(2));
         // After a lost pod, a target may be built again.
         for _ in 0..2 {

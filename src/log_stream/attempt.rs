@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::bounds;
 use crate::clock::Epoch;
-use crate::event::{Event, Phase, Step, millis};
+use crate::event::{Event, OpenPhases, Phase, Step, millis};
 use crate::log_record::{StepOf, cut};
 use crate::report::{Report, Status};
 
@@ -38,7 +38,7 @@ pub struct Attempt {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     account: Option<String>,
-    phase: Option<Phase>,
+    phases: OpenPhases,
     ended_at: Option<Epoch>,
     is_over: bool,
     slowest: HashMap<Arc<str>, Vec<SlowStep>>,
@@ -91,8 +91,7 @@ impl Facts {
     pub(super) fn take_in(&mut self, event: &Event, now: impl Fn() -> Epoch) -> bool {
         match event {
             Event::Commit { account, .. } => self.account = Some(cut(account, bounds::NAME)),
-            Event::PhaseStarted(phase) => self.phase = Some(*phase),
-            Event::PhaseEnded(..) => self.phase = None,
+            Event::PhaseStarted(_) | Event::PhaseEnded(..) => self.phases.take_in(event),
             Event::Ended { is_over, .. } => (self.ended_at, self.is_over) = (Some(now()), *is_over),
             Event::BuildId(_) | Event::Placed(_) | Event::TargetEnded(_) => {}
             Event::StepEnded { step, is_cached, took, .. } => {
@@ -141,7 +140,7 @@ impl Attempt {
             fields.insert("began_at_ms".into(), json!(self.began_at.as_millis()));
             fields.insert("ended_at_ms".into(), json!(facts.ended_at.map(Epoch::as_millis)));
             fields.insert("is_over".into(), json!(facts.is_over));
-            fields.insert("phase".into(), json!(facts.phase.map(Phase::name)));
+            fields.insert("phase".into(), json!(facts.phases.innermost().map(Phase::name)));
             fields.insert("targets_left_out".into(), json!(0));
             json
         };
