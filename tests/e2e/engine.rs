@@ -1,5 +1,6 @@
 //! The real engine with its registry and base image. `docker/engine` starts it once for all tests.
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Output, Stdio};
@@ -26,7 +27,9 @@ pub fn engine() -> &'static Engine {
         let leash = is_ours.then(stop_with_this_process);
         let status = script("status");
         assert!(status.status.success(), "the engine has stopped. {}", hint(&status));
-        Engine::read(&String::from_utf8_lossy(&status.stdout), leash)
+        let engine = Engine::read(&String::from_utf8_lossy(&status.stdout), leash);
+        engine.warm();
+        engine
     })
 }
 
@@ -43,6 +46,16 @@ impl Engine {
             base_image: value("BASE_IMAGE"),
             _leash: leash,
         }
+    }
+
+    /// Builds the base image alone. On a new engine, fewer of the builds that overlap on it are cached, and tests expect that they are.
+    fn warm(&self) {
+        let mut buildx = Command::new(&world::buildx().path);
+        buildx.args(["build", "--output", "type=cacheonly", "-"]).envs(self.environment());
+        let mut build = buildx.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        writeln!(build.stdin.take().unwrap(), "FROM {}", self.base_image).unwrap();
+        let ended = build.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     }
 
     /// Settings of `builders.default`, unless a test has other ones.
