@@ -404,7 +404,7 @@ impl Bake {
         warm::base(self, build, definition, base, location, directory, limits).await
     }
 
-    /// Exports the caches of those of a finished build's targets that may have one, and emits a notice when that fails.
+    /// Exports the caches of these targets of a finished build. Emits a notice when that fails.
     pub async fn export_caches(
         &self,
         build: &Build,

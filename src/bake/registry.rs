@@ -128,7 +128,7 @@ impl<'a> Registries<'a> {
             let is_store = |to: &Url| to.scheme() == "https" && to.domain().is_some_and(|name| name.contains('.'));
             let is_safe = |to: &Url| is_store(to) || is_this_machine(to) && is_this_machine(url);
             let target =
-                target.filter(is_safe).ok_or_else(|| nonsense(url, "redirects to an address that is no store"))?;
+                target.filter(is_safe).ok_or_else(|| nonsense(url, "redirects to an address that is not a store"))?;
             answer = get(client, &target, None).await?;
         }
         match answer.status() {
@@ -399,7 +399,7 @@ mod tests {
         assert_eq!(stored, Some(Content::Image(Platform::new("linux", "s390x", ""))));
         registry.faults().fail_next("GET /v2/acme/base/blobs/", 1, 307, &[("location", "http://store.example/x")], "");
         let refused = registries.content(&single).await.expect_err("refused").to_string();
-        assert!(refused.ends_with("redirects to an address that is no store"), "{refused}");
+        assert!(refused.ends_with("redirects to an address that is not a store"), "{refused}");
     }
 
     #[tokio::test]

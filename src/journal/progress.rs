@@ -24,7 +24,7 @@ impl Listener for Progress {
         match event {
             Event::PhaseStarted(_) | Event::PhaseEnded(..) => {
                 state.open.take_in(event);
-                // Between two phases, the last one is told.
+                // Between two phases, the last one is shown.
                 state.phase = state.open.innermost().or(state.phase);
             }
             Event::Targets(n) => state.n_targets = *n,

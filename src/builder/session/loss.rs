@@ -117,8 +117,8 @@ impl Session<'_> {
         }
     }
 
-    /// Whether a bake failed because its builder was lost: buildx says so, the pod is gone, whatever error buildx made of that, or its
-    /// disk is full. `None` when the builder was not lost, or when no other pod would help.
+    /// Whether a bake failed because its builder was lost: buildx says so, the pod is gone, or its disk is full. The pod counts, whatever
+    /// error buildx made of its end. `None` when the builder was not lost, or when no other pod would help.
     pub async fn post_mortem(&self, failure: &Failure) -> Option<Loss> {
         let is_reported = matches!(failure.reason, Reason::BuilderLost | Reason::BuilderUnavailable);
         // No pod would help.
