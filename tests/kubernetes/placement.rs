@@ -77,26 +77,6 @@ async fn the_report_names_the_pod_that_the_api_server_saw() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_pod_takes_its_steps_from_the_cache_in_the_registry() {
-    let (harness, namespace) = harness_with_pods(1, "");
-    let cache = harness.reference("{account}/{repository}", "{target}");
-    let _worker = harness.worker(&format!("[accounts]\ncache = \"{cache}\"\n"));
-    let mut job = application(&harness, "shop", "1");
-    job["default_branch"] = json!("main");
-    let mut pods = BTreeSet::new();
-    for turn in 0..2 {
-        let report = harness.build(job.clone()).await;
-        assert_eq!((&report["status"], &report["notices"]), (&json!("succeeded"), &json!([])), "{report:#}");
-        pods.insert(report["placement"]["pod"].as_str().unwrap().to_owned());
-        let (web, export) = (target(&report, "web"), report["timings"]["cache_export_ms"].as_u64().unwrap());
-        let n_cached = if turn == 0 { json!(0) } else { web["steps_total"].clone() };
-        assert_eq!((&web["steps_cached"], export > 0), (&n_cached, turn == 0), "{report:#}");
-        namespace.kubectl(&["delete", "pods", "--all", "--wait=true"]);
-    }
-    assert_eq!(pods.len(), 2, "{pods:?}");
-}
-
 /// Takes a pod from its builder of two, and waits for the pod in its place.
 async fn exclude(namespace: &Namespace, pod: &str) {
     namespace.kubectl(&["label", "pod", pod, "app-"]);
