@@ -22,7 +22,7 @@ pub struct Machine(Vec<Platform>);
 pub struct NamedPlatform {
     /// The first target that names it.
     pub target: String,
-    /// As it is written there.
+    /// Its text in the definition.
     pub name: String,
     /// What it means.
     pub platform: Platform,

@@ -120,7 +120,7 @@ impl Definition {
     pub(super) fn base_images(&self, target: &str) -> Vec<BaseImage<'_>> {
         let plan = self.plans.get(target).and_then(|planned| planned.plan.as_ref());
         let images = plan.into_iter().flat_map(|plan| plan.base_images());
-        // BuildKit refuses another name, and it may have been made to hurt whoever reads it.
+        // BuildKit refuses any other text, which could change a URL or a Dockerfile that it is put into.
         let is_name = |base: &BaseImage<'_>| reference::check_reference(base.image).is_ok();
         images.filter(|base| is_name(base) && !self.replaces(target, base.image)).collect()
     }

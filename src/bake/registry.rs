@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::credentials::{Credentials, Login};
 use super::own_registries::canonical;
 use crate::body::{self, BodyError};
-use crate::name::reference::{DOCKER_HUB, Reference};
+use crate::name::reference::{DOCKER_HUB, Reference, is_digest};
 use crate::network::{self, ClientError, Unreachable};
 use crate::platform::Platform;
 use crate::secret::Secret;
@@ -153,7 +153,7 @@ impl<'a> Place<'a> {
         let (name, digest) = reference.split_once('@').map_or((reference, None), |(name, at)| (name, Some(at)));
         let Reference { registry, repository, tag } = Reference::of(name);
         let version = match digest {
-            Some(digest) => Some(digest).filter(|digest| is_plain(digest))?,
+            Some(digest) => Some(digest).filter(|digest| is_digest(digest))?,
             None => tag,
         };
         let registry = canonical(registry);
@@ -164,13 +164,8 @@ impl<'a> Place<'a> {
     }
 
     fn blob(&self, digest: &str) -> Option<Url> {
-        self.url.join(&format!("../blobs/{digest}")).ok().filter(|_| is_plain(digest))
+        self.url.join(&format!("../blobs/{digest}")).ok().filter(|_| is_digest(digest))
     }
-}
-
-/// Whether a digest from a registry has nothing that a URL reads.
-fn is_plain(digest: &str) -> bool {
-    digest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':')
 }
 
 /// Where a registry answers, without credentials, that it is one.

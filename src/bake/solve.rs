@@ -194,7 +194,7 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     }
 }
 
-/// The result of each target, as far as it is known from its own steps.
+/// The result of each target, from its own steps.
 fn reports(progress: &BakeProgress, ended: Ended, private: &Path, definition: &Definition) -> Vec<TargetReport> {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);

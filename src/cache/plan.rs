@@ -150,7 +150,7 @@ pub struct BaseImage<'a> {
     pub line: u32,
     /// The image, with the values of arguments.
     pub image: &'a str,
-    /// What stands after FROM, as it is written.
+    /// The text after FROM.
     from: &'a str,
 }
 

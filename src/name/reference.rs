@@ -147,7 +147,8 @@ fn is_tag(text: &str) -> bool {
     text.len() <= MAX_TAG && text.starts_with(is_word) && text.chars().all(|c| is_word(c) || c == '.' || c == '-')
 }
 
-fn is_digest(text: &str) -> bool {
+/// Whether a text is a digest: an algorithm and a hash of at least 32 hexadecimal digits.
+pub fn is_digest(text: &str) -> bool {
     let Some((algorithm, hash)) = text.split_once(':') else { return false };
     let is_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphabetic()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric())

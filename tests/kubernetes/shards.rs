@@ -80,6 +80,13 @@ impl Shards {
         pods["items"].as_array().unwrap().iter().filter(is_ready).count()
     }
 
+    /// Checks that the next build of an application runs on its home, once every shard is ready.
+    async fn comes_home(&self, application: &str, home: &str) {
+        self.until_ready().await;
+        let (shard, why, _) = self.build(application, "3", "true").await;
+        assert_eq!(shard, home, "{why}");
+    }
+
     async fn until_ready(&self) {
         self.namespace.until("every shard is ready", || self.n_ready() == self.n).await;
     }
@@ -123,9 +130,7 @@ async fn a_build_whose_shard_is_lost_ends_on_another_one_and_the_application_com
     let ((shard, why, _), ()) = tokio::join!(build, kill);
     assert_ne!(shard, home, "{why}");
     assert!(why.ends_with(&format!("its home {home} was lost")), "{why}");
-    shards.until_ready().await;
-    let (shard, why, _) = shards.build("shop", "3", "true").await;
-    assert_eq!(shard, home, "{why}");
+    shards.comes_home("shop", &home).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,9 +228,7 @@ async fn while_the_node_is_not_ready_builds_wait_and_none_is_lost() {
         let (shard, why, _) = shards.end_of(&jid).await;
         println!("{jid}: {shard}, {why}");
     }
-    shards.until_ready().await;
-    let (shard, why, _) = shards.build("shop", "3", "true").await;
-    assert_eq!(shard, home, "{why}");
+    shards.comes_home("shop", &home).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
