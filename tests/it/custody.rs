@@ -405,13 +405,14 @@ async fn the_log_of_a_job_that_redis_forgot_claims_nothing_that_did_not_happen()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_whose_entry_is_gone_is_reported_in_the_log() {
     let harness = Harness::start();
-    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 600.0)).await;
     // Reconcile would find the loss first.
     let worker = harness.worker("jobs.probe = true\nlease.ttl = \"60s\"");
     harness.is_in_flight().await;
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     redis::cmd("DEL").arg(&key).exec_async(&mut harness.redis.connection().await).await.unwrap();
-    world::wait_for("the end of the run", || !worker.logged("result_dropped").is_empty()).await;
+    harness.redis.cancel(&jid).await;
+    harness.until("the end of the run", async || !worker.logged("result_dropped").is_empty()).await;
     assert!(harness.callback_jobs_so_far().await.is_empty());
     assert_eq!(worker.logged("result_dropped").len(), 1, "{}", worker.log());
 }

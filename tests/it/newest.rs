@@ -41,11 +41,6 @@ fn ends(callbacks: &[Value]) -> Vec<(&str, &str)> {
     callbacks.iter().map(|report| (report["build_id"].as_str().unwrap(), report["status"].as_str().unwrap())).collect()
 }
 
-async fn cancel(harness: &Harness, jid: &str) {
-    let mark = [&format!("it-{jid}"), "cancelled", "1"];
-    redis::cmd("HSET").arg(&mark).exec_async(&mut harness.redis.connection().await).await.unwrap();
-}
-
 async fn is_over(harness: &Harness) {
     harness.idle().await;
     for set in ["retry", "schedule", "dead"] {
@@ -73,7 +68,7 @@ async fn of_twenty_pushes_the_first_and_the_last_are_built_although_slots_are_fr
         assert_eq!(report["message"], "A newer build of the same branch replaced this one.");
     }
     assert_eq!(harness.redis.queue("default").await.len(), 1, "the newest one waits for the one that runs");
-    cancel(&harness, &first).await;
+    harness.redis.cancel(&first).await;
     callbacks = harness.callbacks(20).await.split_off(18);
     assert_eq!(ends(&callbacks), [("1", "cancelled"), ("20", "succeeded")]);
     is_over(&harness).await;
@@ -203,7 +198,7 @@ async fn a_newer_job_takes_the_place_of_the_one_that_it_ends() {
         harness.redis.queue("default").await.iter().map(|job| serde_json::from_str(job).unwrap()).collect();
     let waiting: Vec<&str> = waiting.iter().map(|job| job["args"][0]["build_id"].as_str().unwrap()).collect();
     assert_eq!(waiting, ["new", "other 0", "other 1", "other 2"]);
-    cancel(&harness, &first).await;
+    harness.redis.cancel(&first).await;
     assert_eq!(harness.callbacks(6).await[2]["build_id"], "new");
     is_over(&harness).await;
 }
@@ -225,7 +220,7 @@ async fn long_jobs_of_one_branch_do_not_hold_up_others() {
     let callbacks = harness.callbacks(12).await;
     let of = |wanted: &str| ends(&callbacks).iter().filter(|(_, status)| *status == wanted).count();
     assert_eq!((of("superseded"), of("succeeded")), (11, 1), "{:?}", ends(&callbacks));
-    cancel(&harness, &first).await;
+    harness.redis.cancel(&first).await;
     assert_eq!(ends(&harness.callbacks(14).await[12..]), [("0", "cancelled"), ("12", "succeeded")]);
     is_over(&harness).await;
 }
@@ -263,7 +258,7 @@ async fn workers_killed_while_they_end_older_jobs_lose_none() {
         }
     }
     // The first job may have been taken again, or ended by a newer one when it began again.
-    cancel(&harness, &first).await;
+    harness.redis.cancel(&first).await;
     let callbacks = harness.callbacks(61).await;
     let mut ids: Vec<u32> = callbacks.iter().map(|report| number(&report["build_id"])).collect();
     ids.sort_unstable();

@@ -122,11 +122,6 @@ async fn waiting(more: &str) -> (Harness, Worker) {
     (harness, worker)
 }
 
-async fn cancel(harness: &Harness, jid: &str) {
-    let mark = redis::cmd("HSETNX").arg(&[&format!("it-{jid}"), "cancelled", "1"]).to_owned();
-    mark.exec_async(&mut harness.redis.connection().await).await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspect_runs_alone_and_nothing_is_fetched_until_it_ends() {
     let (harness, worker) = waiting("").await;
@@ -141,7 +136,7 @@ async fn a_suspect_runs_alone_and_nothing_is_fetched_until_it_ends() {
     harness.redis.push_raw("default", job("later", 0.0)).await;
     let output = harness.run(&["cancel", "suspect-that-is-not-there"], QUICK);
     assert!(!output.status.success());
-    cancel(&harness, "runs").await;
+    harness.redis.cancel("runs").await;
     let ends: Vec<Value> = harness.callbacks(3).await.into_iter().map(|mut report| report["jid"].take()).collect();
     assert_eq!(ends, ["runs", "suspect", "later"]);
     let log = worker.log();
@@ -224,7 +219,7 @@ async fn a_suspect_also_waits_for_the_other_capsules() {
     has_history(&harness, &suspect, "2 0").await;
     harness.redis.push_raw("default", suspect).await;
     harness.until("the suspect is fetched", async || inflight(&harness).await.len() == 2).await;
-    cancel(&harness, "runs").await;
+    harness.redis.cancel("runs").await;
     let ends: Vec<Value> = harness.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
     assert_eq!(ends, ["runs", "suspect"]);
 }

@@ -154,7 +154,7 @@ async fn a_url_that_no_client_can_use_ends_the_worker_with_a_sentence() {
 
 /// A job ends while Redis refuses commands. After `mend`, the worker settles it exactly once.
 async fn a_result_waits_out(harness: &Harness, refusal: &str, refuse: impl AsyncFn(), mend: impl AsyncFn()) {
-    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
     let worker = harness.worker("jobs.probe = true");
     harness.is_in_flight().await;
     refuse().await;

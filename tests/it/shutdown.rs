@@ -9,7 +9,7 @@ use crate::harness::{CALLBACKS, Harness, probe};
 async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true");
-    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
     harness.is_in_flight().await;
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.callbacks(1).await;
@@ -77,7 +77,7 @@ async fn jobs_requeued_by_a_stop_keep_the_order_of_their_fetch() {
 async fn a_quiet_worker_finishes_and_fetches_nothing_new() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true");
-    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.5)).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
     harness.is_in_flight().await;
     worker.signal("TSTP");
     harness.callbacks(1).await;

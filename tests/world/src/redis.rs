@@ -91,6 +91,12 @@ impl Redis {
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
+    /// Marks a job as cancelled, as Sidekiq's `cancel!` does.
+    pub async fn cancel(&self, jid: &str) {
+        let mark = redis::cmd("HSETNX").arg(&[&format!("it-{jid}"), "cancelled", "1"]).to_owned();
+        mark.exec_async(&mut self.connection().await).await.unwrap();
+    }
+
     /// Pushes a job as Sidekiq 8's client does (`perform_async`) and returns its jid.
     pub async fn push(&self, queue: &str, class: &str, args: Value) -> String {
         let jid = hex(&rand::random::<[u8; 12]>());
