@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::settings::Timestamps;
 
 /// Wall-clock time, as Sidekiq's scores and timestamps have it.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Epoch(Duration);
 
 impl Epoch {

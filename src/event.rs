@@ -45,6 +45,11 @@ pub enum Event {
     TargetEnded(TargetReport),
     /// Where the build runs; again when the pod is known.
     Placed(Placement),
+    /// The pod of the build is lost, and the build goes on on another one.
+    PodLost {
+        /// The builder's name in the configuration.
+        builder: String,
+    },
     /// What the cache did for a target; after [`Event::TargetEnded`].
     Caching {
         /// The target.

@@ -22,6 +22,7 @@ use crate::body::TooLong;
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
+use crate::metric;
 use crate::network::{ClientError, Unreachable};
 use crate::reason::{HasReason, Reason};
 use crate::secret::Secret;
@@ -285,6 +286,7 @@ impl App {
             return Err(not_found(answer.message()));
         }
         let minted: Minted = good(answer)?.read()?;
+        metric::TOKENS.add([], 1);
         let left_s = minted.expires_at.map(|at| u64::try_from(at.as_second() - self.api.now_s()).unwrap_or(0));
         let expires_at = Epoch::now().plus(left_s.map_or(HOUR, Duration::from_secs));
         let (repository, api) = (repository.clone(), Arc::clone(&self.api));

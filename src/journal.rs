@@ -1,8 +1,10 @@
 //! The journal of a build: receives all its events and passes them to listeners.
 //!
 //! The only way for events: integrations emit them, and the journal passes each to every listener in turn. Listeners are the worker's
-//! log, the terminal, the progress in Sidekiq's Web UI, the live log, the archived log, and the record from which the report is made.
+//! log, its metrics, the terminal, the progress in Sidekiq's Web UI, the live log, the archived log, and the record from which the
+//! report is made.
 
+mod meter;
 mod progress;
 mod record;
 mod terminal;
@@ -16,6 +18,7 @@ use crate::event::{Event, Phase, Placement, millis};
 use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
+pub use meter::Meter;
 pub use progress::Progress;
 pub use record::Record;
 pub use terminal::{Terminal, Wishes, print_report};
@@ -136,6 +139,7 @@ fn log(event: &Event) {
         Event::Caching { target, not_cached: Some(step), .. } => {
             tracing::debug!(target, cause = step.cause.name(), message = step.message, "step not cached");
         }
+        Event::PodLost { builder } => tracing::debug!(builder, "pod lost; building on another one"),
         // The log line at the end of the job has them.
         Event::BuildId(_)
         | Event::Commit { .. }

@@ -17,8 +17,8 @@
 //!                             │ └ bake        images ────────────┘ to three times      │
 //!                             │                                                        │
 //!                             │ processor   disposition                                │
-//!                             │ rails       callback job ◀── Report ◀── record ◀───────┼─▶ log, terminal,
-//!                             ▼                                                            progress
+//!                             │ rails       callback job ◀── Report ◀── record ◀───────┼─▶ log, metrics,
+//!                             ▼                                                            terminal, progress
 //!                          settled by sidekiq in one script
 //!                            done │ retry set │ dead set │ requeued
 //! ```
@@ -42,6 +42,7 @@ pub mod field_error;
 pub mod job;
 pub mod json;
 pub mod log_record;
+pub mod metric;
 pub mod name;
 pub mod platform;
 pub mod reason;
@@ -83,6 +84,8 @@ pub mod log_stream;
 pub mod rails;
 pub mod sidekiq;
 pub mod source;
+pub mod statsd;
+pub mod traces;
 
 // The pipeline: puts the integrations in order.
 pub mod cli;

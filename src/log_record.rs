@@ -259,6 +259,7 @@ impl LogRecord {
             | Event::Superseded(_)
             | Event::Coalesced(_)
             | Event::ContextSent { .. }
+            | Event::PodLost { .. }
             | Event::Fetching { .. }
             | Event::Caching { .. }
             | Event::CachesMoved { .. } => return None,

@@ -40,7 +40,7 @@ pub struct Integrations {
     /// git.
     pub source: Worktrees,
     /// The builders.
-    pub builders: Builders,
+    pub builders: Arc<Builders>,
     /// buildx.
     pub bake: Bake,
     /// What is remembered of earlier builds.
@@ -55,7 +55,7 @@ impl Integrations {
         Ok(Self {
             github: App::new(settings)?,
             source: Worktrees::new(settings),
-            builders: Builders::new(settings),
+            builders: Arc::new(Builders::new(settings)),
             bake: Bake::new(settings),
             last_builds,
             state,

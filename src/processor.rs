@@ -19,6 +19,7 @@ use crate::event::{Event, Moment};
 use crate::field_error::FieldError;
 use crate::log_archive::LogArchives;
 use crate::log_stream::LogStreams;
+use crate::metric;
 use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
 use crate::reason::{Cause, End, Failure, Reason};
@@ -31,6 +32,8 @@ use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
 use crate::sidekiq::settlement::{Effect, Settlement};
 use crate::sidekiq::{Identity, shown, tenant, watch};
+use crate::statsd::Statsd;
+use crate::traces::Traces;
 
 use disposition::run_end;
 use job::Job;
@@ -64,6 +67,10 @@ pub struct Processor {
     pub log_archives: LogArchives,
     /// Sidekiq's metrics.
     pub metrics: Arc<Metrics>,
+    /// StatsD's metrics.
+    pub statsd: Statsd,
+    /// OpenTelemetry's traces.
+    pub traces: Traces,
     /// Cancelled when the worker stops waiting for running builds.
     pub kill: CancellationToken,
 }
@@ -77,6 +84,8 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         Err(error) => {
             tracing::error!(event = "malformed_job", queue = unit.queue, %error, "malformed job moved to the dead set");
             let failure = Failure::new(Reason::InvalidArguments, error.to_string());
+            let (reason, class) = (failure.reason.name(), failure.reason.class().name());
+            metric::JOBS.add([&unit.queue, "", "failed", reason, class], 1);
             return promise.keep(dead(unit, &failure, processor.jobs.timestamps));
         }
     };
@@ -97,10 +106,14 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let run = run_job(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
     let outcome = AttemptOutcome::of(tokio::spawn(run).await.unwrap_or_else(panicked), &job.stop);
+    let ended = Instant::now();
     let settlement = settle(&processor, &job, &outcome).await;
+    metric::PHASE_DURATION.record(["settle"], ended.elapsed());
     // As in Ruby, where an unknown class fails before the metrics count the job.
     if settlement.is_processed && processor.jobs.runs(&job.payload.class) {
-        processor.metrics.record(&job.payload.class, started.elapsed(), settlement.is_failed);
+        let (class, took, is_failed) = (&job.payload.class, started.elapsed(), settlement.is_failed);
+        processor.metrics.record(class, took, is_failed);
+        processor.statsd.record(class, &job.running.unit.queue, took, is_failed);
     }
     promise.keep(settlement);
 }
@@ -149,6 +162,7 @@ fn panic_message(error: tokio::task::JoinError) -> String {
 async fn run_job(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
     let (unit, payload) = (&job.running.unit, &job.payload);
     if unit.is_poison() {
+        metric::POISON_JOBS.add([], 1);
         let times = unit.n_crashes;
         return Err(Failure::new(Reason::Poison, format!("crashed its worker {times} times while it ran alone")).into());
     }
@@ -238,7 +252,8 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let share = job.shared(&report);
     let push = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
-        let text = rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs))?;
+        let text =
+            rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs), &job.trace_of(callback))?;
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     // A cancellation that comes too late for this attempt stays for the next one.

@@ -22,6 +22,17 @@ pub enum Class {
     Control,
 }
 
+impl Class {
+    /// Lower case, as in the documentation and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Infrastructure => "infrastructure",
+            Self::Control => "control",
+        }
+    }
+}
+
 /// Declares the closed list once: variant, name on the wire, class, sentence, remedy.
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $class:ident, $sentence:literal, $remedy:literal;)+) => {

@@ -16,7 +16,7 @@ use redis::{
 };
 use tokio::sync::{Mutex, Notify};
 
-use crate::settings;
+use crate::{metric, settings};
 
 use dial::{Connection, Dialer};
 use url::{Address, Target};
@@ -229,6 +229,12 @@ impl Redis {
     /// After an error reply the connection stays usable; after any other error it may hold half a reply. A server that has become a
     /// replica refuses every write: the next connection may find the new master.
     async fn keep_or_drop<T>(&self, used: &Connection, reply: Result<T, RedisError>) -> Result<T, RedisError> {
+        match &reply {
+            Ok(_) => metric::REDIS_ROUND_TRIPS.add([], 1),
+            Err(error) => {
+                metric::REDIS_ERRORS.add([if is_answer(error) { "refused" } else { "connection" }], 1);
+            }
+        }
         if let Err(error) = &reply
             && (!is_answer(error) || is_of_a_replica(error))
         {

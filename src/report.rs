@@ -110,6 +110,7 @@ impl Report {
             Event::PhaseStarted(_)
             | Event::Targets(_)
             | Event::TargetDone(_)
+            | Event::PodLost { .. }
             | Event::Fetching { .. }
             | Event::StepStarted(_)
             | Event::StepEnded { .. }

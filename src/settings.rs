@@ -27,7 +27,9 @@ mod secret_source;
 mod shutdown;
 mod source;
 mod state;
+mod statsd;
 mod tenants;
+mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -60,7 +62,9 @@ pub use secret_source::SecretSource;
 pub use shutdown::Shutdown;
 pub use source::{GitDir, MIN_MTIMES_KEY, Mtimes, Source};
 pub use state::State;
+pub use statsd::Statsd;
 pub use tenants::{Limits, Tenants};
+pub use traces::Traces;
 
 /// The capsule of `concurrency` and `queues`, by Sidekiq's name.
 pub const DEFAULT_CAPSULE: &str = "default";
@@ -92,8 +96,12 @@ pub struct Settings {
     pub state: State,
     /// How the worker stops.
     pub shutdown: Shutdown,
-    /// What Kubernetes probes.
+    /// What the worker answers over HTTP: to Kubernetes, Prometheus and autoscalers.
     pub health: Health,
+    /// Metrics for StatsD.
+    pub statsd: Statsd,
+    /// Traces in the form of OpenTelemetry.
+    pub traces: Traces,
     /// When a silent worker counts as dead.
     pub lease: Lease,
     /// Which jobs the worker runs, and how it retries them.
@@ -140,6 +148,8 @@ impl Default for Settings {
             state: State::default(),
             shutdown: Shutdown::default(),
             health: Health::default(),
+            statsd: Statsd::default(),
+            traces: Traces::default(),
             lease: Lease::default(),
             jobs: Jobs::default(),
             tenants: Tenants::default(),
@@ -213,6 +223,8 @@ impl Settings {
         }
         self.redis.check()?;
         self.state.check()?;
+        self.statsd.check()?;
+        self.traces.check()?;
         self.lease.check()?;
         self.jobs.check()?;
         self.tenants.check()?;

@@ -19,6 +19,7 @@ pub mod lease;
 mod ledger;
 pub mod limits;
 pub mod line;
+pub mod load;
 mod memory;
 pub mod metrics;
 pub mod newest;

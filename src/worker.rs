@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Epoch;
 use crate::environment;
-use crate::health::{Health, HealthError};
+use crate::health::{self, Health, HealthError};
 use crate::last_builds::LastBuilds;
 use crate::log_archive::{ArchiveError, LogArchives};
 use crate::log_stream::{LogKeys, LogStreams};
@@ -27,6 +27,7 @@ use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
+use crate::sidekiq::load::Loads;
 use crate::sidekiq::queued::Queued;
 use crate::sidekiq::running::{Running, RunningJobs};
 use crate::sidekiq::scout::Scout;
@@ -34,8 +35,10 @@ use crate::sidekiq::settlement::Settlement;
 use crate::sidekiq::watch::Watch;
 use crate::sidekiq::{Identity, iteration, keys, limits, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
+use crate::statsd::{Statsd, StatsdError};
 use crate::stop::Stop;
 use crate::systemd::Systemd;
+use crate::traces::{Traces, TracesError};
 
 /// The longest wait for running builds, whatever the settings say.
 const MAX_PATIENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -73,6 +76,12 @@ pub enum WorkerError {
     /// The health listener cannot bind its port.
     #[error(transparent)]
     Health(#[from] HealthError),
+    /// The StatsD agent cannot be used.
+    #[error(transparent)]
+    Statsd(#[from] StatsdError),
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The thread that renews the lease cannot start, or ended.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -135,6 +144,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         log_streams: LogStreams::new(&settings, log_keys()).map_err(WorkerError::LogStreams)?,
         log_archives: LogArchives::new(&settings)?,
         metrics: Arc::default(),
+        statsd: Statsd::new(&settings.statsd)?,
+        traces: Traces::new(&settings.traces, settings.ca_file(), &identity.to_string())?,
         kill: CancellationToken::new(),
     });
     let process = process_shown(&settings, &identity);
@@ -146,7 +157,23 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
     let custody = tokio::spawn(custody.run(settlements, deliver));
-    let (for_health, occupancy_key) = (Redis::new(&settings.redis)?, keys::occupancy(&identity));
+    let occupancy_key = keys::occupancy(&identity);
+    let shown = health::Worker {
+        loads: Arc::new(loads(&settings, &identity, &handle)?),
+        handle: handle.clone(),
+        running: running.clone(),
+        builders: Arc::clone(&processor.integrations.builders),
+        state: Arc::clone(&state),
+        capsules: settings.capsules().into_iter().map(|(name, its)| (name.to_owned(), its.concurrency)).collect(),
+        shard_builds: settings
+            .builders
+            .iter()
+            .filter(|(_, its)| its.shards.is_some())
+            .map(|(name, its)| (name.clone(), its.shard_builds.into()))
+            .collect(),
+        quiet: shutdown.quiet.clone(),
+        has_room,
+    };
     let (socket, watchdog) = environment::notify().unzip();
     let systemd = Systemd::new(socket, watchdog.flatten());
     systemd.notify("READY=1");
@@ -183,7 +210,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),
             processor.log_streams.run(&ended),
-            health.run(for_health, handle.trouble(), &shutdown.quiet, has_room, &ended),
+            processor.statsd.run(&ended),
+            health.run(shown, &ended),
             state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &systemd, &ended),
             show(&running, &shutdown.show, &ended),
@@ -197,7 +225,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let end = async {
         work.await.expect("taking units does not panic");
         finish_custody(custody, &handle, &running).await;
-        let _ = timeout(GOODBYE, processor.integrations.github.finish()).await;
+        let goodbyes = async { tokio::join!(processor.integrations.github.finish(), processor.traces.finish()) };
+        let _ = timeout(GOODBYE, goodbyes).await;
         ended.cancel();
     };
     let ((), (), has_lost_lease) = tokio::join!(side_tasks, end, watch_lease(&lease, &shutdown, &ended));
@@ -243,6 +272,20 @@ fn log_keys() -> LogKeys {
         record: keys::build_record,
         builds: keys::BUILDS,
     }
+}
+
+/// What reads the load of the queues.
+fn loads(settings: &Settings, identity: &Arc<Identity>, handle: &Handle) -> Result<Loads, RedisError> {
+    let sharded = settings.builders.iter().filter(|(_, builder)| builder.shards.is_some());
+    Ok(Loads {
+        redis: Redis::new(&settings.redis)?,
+        identity: Arc::clone(identity),
+        jobs: settings.jobs.clone(),
+        tenants: settings.tenants.clone(),
+        limits: handle.limits().subscribe(),
+        queues: settings.queues(),
+        sharded: sharded.map(|(name, _)| name.clone()).collect(),
+    })
 }
 
 /// What the Web UI shows of this process.

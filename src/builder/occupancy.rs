@@ -63,6 +63,11 @@ impl Occupancy {
         occupied
     }
 
+    /// The builds of this process.
+    pub fn of_process(&self) -> Counts {
+        self.counts().clone()
+    }
+
     /// The builds of this process on a builder, by pod.
     pub(super) fn on(&self, builder: &str) -> BTreeMap<String, u32> {
         self.counts().get(builder).cloned().unwrap_or_default()

@@ -22,6 +22,7 @@ use crate::body::{self, BodyError};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::json;
+use crate::metric;
 use crate::network::{self, ClientError, Proxies, Proxy, Unreachable};
 use crate::secret::Secret;
 use crate::secret_file;
@@ -171,7 +172,9 @@ impl Api {
             let (status, headers) = (answer.status(), answer.headers().clone());
             Ok((status, headers, body::read(answer, &url, bounds::GITHUB).await?))
         };
-        match read.await {
+        let read = read.await;
+        count(request.bearer, read.as_ref().map(|(status, headers, _)| (*status, headers)).ok());
+        match read {
             Ok((status, headers, body)) => match (status, Proxies::of_process().of(&url)) {
                 (StatusCode::PROXY_AUTHENTICATION_REQUIRED, Some(proxy)) => {
                     Err(Unreachable::by_proxy(&url, proxy.clone(), status).into())
@@ -274,6 +277,19 @@ impl Api {
         let missing = GithubError::NotConfigured("set github.private_key or github.private_key_file");
         let bytes = secret_file::read_bytes(&self.settings.private_key().ok_or(missing)?)?;
         Ok(key::parse(bytes.expose())?)
+    }
+}
+
+/// Counts a request by its answer.
+fn count(bearer: Bearer<'_>, answer: Option<(StatusCode, &HeaderMap)>) {
+    metric::GITHUB_REQUESTS.add([answer.as_ref().map_or("none", |(status, _)| status.as_str())], 1);
+    let remaining = answer.and_then(|(_, headers)| headers.get("x-ratelimit-remaining")?.to_str().ok()?.parse().ok());
+    if let Some(remaining) = remaining {
+        let bearer = match bearer {
+            Bearer::App => "app",
+            Bearer::Token(_) => "installation",
+        };
+        metric::GITHUB_REMAINING.set([bearer], remaining);
     }
 }
 

@@ -119,6 +119,7 @@ fn plain(event: &Event) -> Option<String> {
         | Event::Superseded(_)
         | Event::Coalesced(_)
         | Event::ContextSent { .. }
+        | Event::PodLost { .. }
         | Event::NoticeLeftOut
         | Event::Ended { .. } => return None,
     };

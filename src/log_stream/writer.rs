@@ -20,6 +20,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::event::millis;
 use crate::log_record::LogRecord;
+use crate::metric;
 use crate::redis::{Complaint, RedisError};
 
 /// Every command that the writer sends, each in a form that Redis accepts; `k` is a key.
@@ -388,6 +389,7 @@ impl State {
 fn is_needed(stream: &Arc<LogStream>) -> bool {
     let state = stream.state();
     if state.has_pending() && state.is_lost() {
+        metric::LOG_STREAMS_LOST.add([], 1);
         tracing::warn!(event = "log_stream_lost", jid = stream.attempt.jid, "the end of a build's log was not written");
         return false;
     }

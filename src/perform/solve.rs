@@ -94,6 +94,7 @@ pub(super) async fn solve(
         if unfinished.is_empty() {
             return Ok(());
         }
+        attempt.journal.emit(Event::PodLost { builder: session.placement().builder });
         targets = definition.with_linked(&unfinished);
         // A build that exhausts a pod's memory or disk must not exhaust all others'.
         n_left = if loss.is_used_up { 0 } else { n_left - 1 };

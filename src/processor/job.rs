@@ -10,7 +10,7 @@ use super::Processor;
 use crate::event::Event;
 use crate::job::arguments;
 use crate::job::{self, Callback};
-use crate::journal::{Journal, Listener, Log, Record};
+use crate::journal::{Journal, Listener, Log, Meter, Record};
 use crate::log_archive::{LogArchive, RunOf};
 use crate::log_stream::Attempt;
 use crate::reason::{Cause, End};
@@ -23,6 +23,7 @@ use crate::sidekiq::running::Running;
 use crate::sidekiq::settlement::Effect;
 use crate::sidekiq::twins;
 use crate::stop::Stop;
+use crate::traces::{Begun, Carrier, Trace};
 
 /// One attempt at a job. It outlives a panic of the attempt.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub(super) struct Job {
     pub journal: Journal,
     pub record: Arc<Record>,
     pub archive: Option<Arc<LogArchive>>,
+    pub trace: Option<Arc<Trace>>,
     pub stop: Stop,
     /// Set as soon as the build request is known.
     callback: Mutex<Option<Callback>>,
@@ -58,8 +60,12 @@ impl Job {
             None => Value::Null,
         };
         let record = Arc::new(Record::new(report));
-        let mut listeners: Vec<Arc<dyn Listener>> =
-            vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
+        let mut listeners: Vec<Arc<dyn Listener>> = vec![
+            Arc::new(Log::default()),
+            Arc::new(meter(processor, &running, &payload)),
+            Arc::clone(&running.iteration.progress) as _,
+            Arc::clone(&record) as _,
+        ];
         // A probe builds nothing.
         let is_build = class.is_some() && payload.class != PROBE;
         let archive = if is_build { begin_archive(processor, &running, &payload.jid, attempt) } else { None };
@@ -74,10 +80,12 @@ impl Job {
             listeners.extend(processor.log_streams.begin(attempt, &record).map(|stream| stream as _));
             listeners.extend(archive.clone().map(|archive| archive as _));
         }
+        let trace = begin_trace(processor, &running, &payload, attempt);
+        listeners.extend(trace.clone().map(|trace| trace as _));
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
         let (callback, inputs, was_built) = Default::default();
-        let job = Self { running, payload, journal, record, archive, stop, callback, inputs, was_built };
+        let job = Self { running, payload, journal, record, archive, trace, stop, callback, inputs, was_built };
         job.learn(&known);
         job
     }
@@ -171,10 +179,35 @@ impl Job {
         self.callback.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What a callback carries of the trace: that of this attempt, or that of the job itself when nothing is sent.
+    pub(super) fn trace_of(&self, callback: &Callback) -> Carrier {
+        let own = self.trace.as_ref().map(|trace| trace.callback(&callback.class, &callback.queue));
+        own.unwrap_or_else(|| self.payload.trace())
+    }
+
     /// The form of the times in callbacks of this job.
     pub(super) fn timestamps(&self, jobs: &Jobs) -> Timestamps {
         self.payload.timestamps().unwrap_or(jobs.timestamps)
     }
+}
+
+/// The metrics of an attempt. A job beside the slots only ends, so its time in the queue tells nothing of the workers.
+fn meter(processor: &Processor, running: &Running, payload: &Payload) -> Meter {
+    let class = if processor.jobs.runs(&payload.class) { payload.class.clone() } else { String::new() };
+    let enqueued = payload.enqueued_at().filter(|_| !running.unit.token.is_beside());
+    Meter::new(running.unit.queue.clone(), class, enqueued.map(|enqueued| running.since.since(enqueued)))
+}
+
+fn begin_trace(processor: &Processor, running: &Running, payload: &Payload, attempt: u32) -> Option<Arc<Trace>> {
+    processor.traces.begin(&Begun {
+        queue: &running.unit.queue,
+        class: &payload.class,
+        jid: &payload.jid,
+        attempt,
+        queued_at: payload.enqueued_at(),
+        began_at: running.since,
+        carrier: &payload.trace(),
+    })
 }
 
 fn begin_archive(processor: &Processor, running: &Running, jid: &str, attempt: u32) -> Option<Arc<LogArchive>> {

@@ -23,6 +23,7 @@ use super::settlement::{RunEnd, Settlement};
 use super::turn::{FetchRequest, Fetched, Reply, Sharing, Turn, Window};
 use crate::bounds;
 use crate::clock::Epoch;
+use crate::metric;
 use crate::redis::Redis;
 use crate::settings::{Capsule, Jobs, Limits, Tenants};
 
@@ -301,7 +302,10 @@ impl Custody {
             let sent = match self.redis.connect_if_needed().await {
                 Ok(()) => {
                     n_sent += 1;
-                    turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await
+                    let sent = Instant::now();
+                    let reply = turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await;
+                    metric::TURN_DURATION.record([], sent.elapsed());
+                    reply
                 }
                 Err(error) => Err(error),
             };

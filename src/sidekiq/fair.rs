@@ -244,6 +244,7 @@ mod tests {
             edition: None,
             twin: None,
             queued_us: None,
+            builder: None,
             has_inputs: true,
             expiry: None,
         })

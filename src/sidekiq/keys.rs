@@ -32,6 +32,7 @@
 //! | `sidebake:scout:<queue>` | string | lock: one process at a time looks for the jobs behind | scout | 5 s |
 //! | `sidebake:watch:<queue>:<digest of settings>` | string | lock: one process at a time looks for jobs that only have to end | watch | 1 s |
 //! | `sidebake:queued:<queue>` | string | lock: one process at a time shows what jobs wait for | queued | 5 s |
+//! | `sidebake:load:<digest of queue names>` | string | JSON: what waits and runs, for `/metrics` and `/scale` | load | 10 s |
 //! | `sidebake:newest:<hash of account, repository and ref>` | string | the newest job that builds the same; `edition.lua` has the values | newest | 30 days |
 //! | `sidebake:twin:<hash of the inputs>` | hash | `result`: what jobs with the same inputs get, as JSON; `ended_us` | processor | 10 minutes |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
@@ -159,6 +160,16 @@ pub fn queued(queue: impl Display) -> String {
 /// The process that looks for jobs in a queue that only have to end.
 pub fn watch(queue: impl Display, settings: impl Display) -> String {
     format!("sidebake:watch:{queue}:{settings}")
+}
+
+/// What waits in these queues and runs in the fleet.
+pub fn load(digest: impl Display) -> String {
+    format!("sidebake:load:{digest}")
+}
+
+/// The process that reads the first jobs of a queue for [`load`].
+pub fn load_lock(queue: impl Display) -> String {
+    format!("sidebake:load:{queue}:lock")
 }
 
 /// The newest job of those that build the same.

@@ -5,6 +5,7 @@
 //! envelope.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -199,6 +200,20 @@ impl Payload {
         self.fields.timestamp("enqueued_at").or_else(|| self.fields.timestamp("created_at"))
     }
 
+    /// The trace in which the job was enqueued, in the fields of W3C Trace Context: those that OpenTelemetry's client writes into the
+    /// job, or Sentry's.
+    pub fn trace(&self) -> HashMap<String, String> {
+        let own = |name: &str| self.fields.string(name).map(|value| (name.to_owned(), value));
+        let found: HashMap<_, _> = ["traceparent", "tracestate"].into_iter().filter_map(own).collect();
+        if found.contains_key("traceparent") {
+            return found;
+        }
+        let sentry: HashMap<String, String> = self.fields.read("trace_propagation_headers").unwrap_or_default();
+        let parent = sentry.get("traceparent").cloned();
+        let parent = parent.or_else(|| sentry.get("sentry-trace").and_then(|header| traceparent(header)));
+        parent.map(|parent| ("traceparent".to_owned(), parent)).into_iter().collect()
+    }
+
     /// When Rails created the job, by the client's clock. A retry keeps it.
     pub fn created_at(&self) -> Option<Epoch> {
         self.fields.timestamp("created_at")
@@ -361,6 +376,14 @@ fn escape_markup(line: &str) -> String {
 fn compress(lines: &[String]) -> String {
     let json = serde_json::to_vec(lines).expect("strings are JSON");
     BASE64_STANDARD.encode(compress_to_vec_zlib(&json, LEVEL))
+}
+
+/// A header of Sentry, `TRACE-SPAN` or `TRACE-SPAN-SAMPLED`, as one of W3C Trace Context.
+fn traceparent(sentry: &str) -> Option<String> {
+    let mut parts = sentry.split('-');
+    let (trace, span) = (parts.next()?, parts.next()?);
+    let sampled = if parts.next() == Some("0") { "00" } else { "01" };
+    Some(format!("00-{trace}-{span}-{sampled}"))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::inflight::{Token, list};
 use super::{Identity, keys};
+use crate::metric;
 use crate::redis::{Complaint, Redis, RedisError, Script, ScriptInvocation, is_forbidden};
 
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scan.lua")));
@@ -76,6 +77,7 @@ async fn recover_owner(redis: &Redis, owner: &str, grace: Duration) -> Result<()
     let (answer, forbidden) = requeue(redis, owner, grace).await?;
     // The owner may have come back in between.
     if let Some(n_recovered) = answer.parse::<u64>().ok().filter(|n| *n > 0 || forbidden.is_none()) {
+        metric::RECOVERED_JOBS.add([], n_recovered);
         tracing::warn!(event = "jobs_recovered", owner, n_recovered, "worker died; requeued its jobs");
     }
     forbidden.map_or(Ok(()), Err)

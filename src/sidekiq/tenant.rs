@@ -40,6 +40,8 @@ pub struct Candidate {
     pub twin: Option<String>,
     /// When it was enqueued, in microseconds.
     pub queued_us: Option<u64>,
+    /// The builder that it names.
+    pub builder: Option<String>,
     /// When it expires.
     pub expiry: Option<Epoch>,
     /// Whether the worker knows all inputs before it takes the job. Those of an id are in Rails.
@@ -112,6 +114,7 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
         twin,
         queued_us,
         has_inputs,
+        builder: owned.builder,
         expiry,
     }
 }

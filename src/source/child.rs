@@ -1,5 +1,6 @@
 //! The source child: reads the request, fetches, checks out, reports the result. Ordinary synchronous code.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::Read;
 use std::process::ExitCode;
@@ -52,7 +53,10 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
     configure_libgit2(request)?;
     effort::allow_fetch(request.limits, 0);
     let mirror = Mirror::lock(&request.mirror, &request.stage)?;
-    let on_progress = |received_bytes| {
+    let n_received = Cell::new(0);
+    let on_progress = |n_bytes: u64| {
+        let received_bytes = n_received.get() + n_bytes;
+        n_received.set(received_bytes);
         effort::allow_fetch(request.limits, received_bytes);
         say(&Message::Progress { received_bytes });
     };

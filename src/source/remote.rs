@@ -41,7 +41,7 @@ pub(super) struct Remote<'a> {
     pub(super) certificates: &'a [PathBuf],
     pub(super) proxy: Option<&'a Proxy>,
     pub(super) limits: CheckoutLimits,
-    /// Called with the number of bytes so far, now and then.
+    /// Called with the number of bytes that have arrived since the last call, now and then and at the end of an answer.
     pub(super) on_progress: &'a dyn Fn(u64),
 }
 
@@ -227,7 +227,7 @@ impl Answer<'_> {
         let (at, n_bytes) = self.reported;
         if at.elapsed() > PROGRESS || self.n_bytes - n_bytes > PROGRESS_BYTES {
             self.reported = (Instant::now(), self.n_bytes);
-            (self.remote.on_progress)(self.n_bytes);
+            (self.remote.on_progress)(self.n_bytes - n_bytes);
         }
     }
 
@@ -253,6 +253,15 @@ impl Answer<'_> {
             _ => "the git host's answer ends early",
         };
         Failed::new(Fault::Unavailable, what)
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        let (_, n_bytes) = self.reported;
+        if self.n_bytes > n_bytes {
+            (self.remote.on_progress)(self.n_bytes - n_bytes);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{JobDirectory, StateDirectory, StateError, make_private};
 use crate::beneath::Directory;
 use crate::job::Trust;
+use crate::metric;
 
 /// The subdirectory of a mirror that a child writes in.
 const CONTENT: &str = "mirror";
@@ -149,7 +150,9 @@ pub(super) fn shrink(
             }
         }
     }
+    metric::MIRRORS.set([], total_bytes.saturating_sub(freed_bytes) as f64);
     if n_removed > 0 {
+        metric::MIRRORS_REMOVED.add([], n_removed);
         tracing::info!(
             event = "mirrors_removed",
             n_removed,

@@ -44,4 +44,5 @@ mod scheduled;
 mod shown;
 mod spelling;
 mod template;
+mod traces;
 mod why;

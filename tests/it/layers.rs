@@ -20,6 +20,7 @@ const DOMAIN_TYPES: &[&str] = &[
     "job",
     "json",
     "log_record",
+    "metric",
     "name",
     "reason",
     "report",
@@ -48,8 +49,19 @@ const INFRASTRUCTURE: &[&str] = &[
     "stop",
     "systemd",
 ];
-const INTEGRATIONS: &[&str] =
-    &["sidekiq", "rails", "github", "source", "bake", "builder", "log_archive", "log_stream", "last_builds"];
+const INTEGRATIONS: &[&str] = &[
+    "sidekiq",
+    "rails",
+    "github",
+    "source",
+    "bake",
+    "builder",
+    "log_archive",
+    "log_stream",
+    "last_builds",
+    "statsd",
+    "traces",
+];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
 /// What the builder may use of the bake: the type that it fills in, with its parts, and the child that dials a pod.
@@ -83,7 +95,7 @@ fn may_use(module: &str, path: &str) -> bool {
         "worker" => {
             other_is(INTEGRATIONS) || other_is(INFRASTRUCTURE) || ["health", "perform", "processor"].contains(&other)
         }
-        "health" => other_is(INFRASTRUCTURE),
+        "health" => other_is(INFRASTRUCTURE) || ["sidekiq", "builder"].contains(&other),
         "cli" => true,
         _ => false,
     }

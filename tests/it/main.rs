@@ -36,6 +36,7 @@ mod layers;
 mod limits;
 mod logs;
 mod memory;
+mod metrics;
 mod newest;
 mod poison;
 mod poller;

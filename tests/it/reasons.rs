@@ -43,8 +43,8 @@ fn the_page_of_the_reasons_is_made_from_their_list() {
 
 fn page() -> String {
     let mut page = HEADER.to_owned();
-    for (class, name) in [(Class::User, "user"), (Class::Infrastructure, "infrastructure"), (Class::Control, "control")]
-    {
+    for class in [Class::User, Class::Infrastructure, Class::Control] {
+        let name = class.name();
         let _ = write!(
             page,
             "\n## Class *{name}*\n\n| reason | sentence for the customer | when | what to do |\n|---|---|---|---|\n"

@@ -100,7 +100,11 @@ impl Screen {
             Event::Notice(notice) => self.finish(note(notice), None, Some(Color::Yellow)),
             Event::Ended { .. } => self.end_all(now),
             // The result shows them.
-            Event::TargetEnded(_) | Event::Caching { .. } | Event::CachesMoved { .. } | Event::NoticeLeftOut => {}
+            Event::TargetEnded(_)
+            | Event::PodLost { .. }
+            | Event::Caching { .. }
+            | Event::CachesMoved { .. }
+            | Event::NoticeLeftOut => {}
             Event::BuildId(_)
             | Event::Commit { .. }
             | Event::Placed(_)
