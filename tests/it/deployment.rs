@@ -6,10 +6,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,12 +22,12 @@ use sidebake::configuration;
 use sidebake::settings::Settings;
 
 #[path = "../kubernetes/manifests.rs"]
-mod manifests;
+pub mod manifests;
 
 use manifests::{document, documents, rules};
 
-/// A document after a round trip through Kubernetes' own types.
-fn understood(document: &Value) -> Value {
+/// A document after a round trip through Kubernetes' own types. Those of KEDA and of the Prometheus Operator are not known here.
+pub fn understood(document: &Value) -> Value {
     fn through<T: DeserializeOwned + Serialize>(document: &Value) -> Value {
         let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{error}: {document:#}"));
         serde_json::to_value(typed).unwrap()
@@ -32,12 +35,18 @@ fn understood(document: &Value) -> Value {
     match document["kind"].as_str().unwrap() {
         "ConfigMap" => through::<ConfigMap>(document),
         "Deployment" => through::<Deployment>(document),
+        "HorizontalPodAutoscaler" => through::<HorizontalPodAutoscaler>(document),
         "Job" => through::<Job>(document),
         "Namespace" => through::<Namespace>(document),
         "NetworkPolicy" => through::<NetworkPolicy>(document),
+        "PodDisruptionBudget" => through::<PodDisruptionBudget>(document),
+        "PodMonitor" | "PrometheusRule" | "ScaledObject" => document.clone(),
         "Role" => through::<Role>(document),
         "RoleBinding" => through::<RoleBinding>(document),
+        "Service" => through::<Service>(document),
         "ServiceAccount" => through::<ServiceAccount>(document),
+        "ValidatingAdmissionPolicy" => through::<ValidatingAdmissionPolicy>(document),
+        "ValidatingAdmissionPolicyBinding" => through::<ValidatingAdmissionPolicyBinding>(document),
         other => panic!("{other}: add it here"),
     }
 }
@@ -49,8 +58,12 @@ fn every_field_of_the_manifests_is_one_that_kubernetes_knows() {
         // The namespace where the worker may exec contains only roles and BuildKit's pods.
         let (kind, namespace) = (document["kind"].as_str().unwrap(), &document["metadata"]["namespace"]);
         match kind {
-            "Namespace" => assert_eq!(*namespace, Value::Null),
-            "Role" | "RoleBinding" => assert_eq!(namespace, "release-builder"),
+            "Namespace" | "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" => {
+                assert_eq!(*namespace, Value::Null);
+            }
+            "Role" | "RoleBinding" if document["metadata"]["name"] != "sidebake-deletion-cost" => {
+                assert_eq!(namespace, "release-builder");
+            }
             "NetworkPolicy" => assert!(namespace == "sidebake" || namespace == "release-builder"),
             _ => assert_eq!(namespace, "sidebake", "{kind}"),
         }
@@ -175,6 +188,52 @@ fn the_pod_that_runs_hostile_builds_can_change_nothing() {
     }
     let accounts = both_pods().map(|(pod, _)| pod["serviceAccountName"].clone());
     assert_eq!(accounts, [json!("sidebake"), json!("sidebake-bootstrap")]);
+}
+
+#[test]
+fn the_right_to_patch_pods_is_optional_and_comes_after_the_policy_that_restricts_it() {
+    assert_eq!(rules("sidebake-deletion-cost"), [(String::new(), "pods".to_owned(), "patch".to_owned())]);
+    let file = "optional/deletion-cost.yaml";
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&manifests::text(file)).unwrap();
+    let kinds: Vec<&str> = documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
+    let order = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "Role", "RoleBinding"];
+    assert_eq!(kinds, order, "{file}");
+    let (policy, subject) = (&documents[0]["spec"], &documents[3]["subjects"][0]);
+    let account = format!(
+        "system:serviceaccount:{}:{}",
+        subject["namespace"].as_str().unwrap(),
+        subject["name"].as_str().unwrap()
+    );
+    let condition = policy["matchConditions"][0]["expression"].as_str().unwrap();
+    assert_eq!(condition, format!("request.userInfo.username == \"{account}\""));
+    assert_eq!(
+        (&policy["failurePolicy"], &documents[1]["spec"]["validationActions"]),
+        (&json!("Fail"), &json!(["Deny"]))
+    );
+    assert_eq!(documents[1]["spec"]["policyName"], documents[0]["metadata"]["name"]);
+}
+
+#[test]
+fn the_autoscalers_ask_the_workers_port_and_remove_workers_slowly() {
+    let service = document("Service", "sidebake");
+    let (_, container) = pod("Deployment", "sidebake");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], container["ports"][0]["name"]);
+    assert_eq!(service["spec"]["selector"], document("Deployment", "sidebake")["spec"]["selector"]["matchLabels"]);
+    let scaled = document("ScaledObject", "sidebake");
+    let port = &service["spec"]["ports"][0]["port"];
+    assert_eq!(scaled["spec"]["triggers"][0]["metadata"]["url"], format!("http://sidebake.sidebake.svc:{port}/scale"));
+    let hpa = document("HorizontalPodAutoscaler", "sidebake");
+    let scale_down = &hpa["spec"]["behavior"]["scaleDown"];
+    assert_eq!(*scale_down, scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]);
+    assert!(scale_down["stabilizationWindowSeconds"].as_u64().unwrap() >= 600);
+    for bound in ["min", "max"] {
+        assert_eq!(hpa["spec"][format!("{bound}Replicas")], scaled["spec"][format!("{bound}ReplicaCount")]);
+    }
+    let env = container["env"].as_array().unwrap();
+    for (name, field) in [("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace")] {
+        let expected = json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}});
+        assert!(env.contains(&expected), "{env:?}");
+    }
 }
 
 #[test]

@@ -10,11 +10,15 @@ pub fn text(file: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The names of all files.
+/// The names of all files, with `optional/` before those that need more than Kubernetes itself.
 pub fn files() -> Vec<String> {
     let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "docker", "kubernetes"].iter().collect();
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut files: Vec<String> = entries.collect();
+    let of = |below: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(folder.join(below)).unwrap().map(Result::unwrap);
+        let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+        files.map(|entry| format!("{below}{}", entry.file_name().into_string().unwrap())).collect()
+    };
+    let mut files = [of(""), of("optional/")].concat();
     files.sort_unstable();
     files
 }
