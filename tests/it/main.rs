@@ -28,6 +28,7 @@ mod git_dir;
 mod github;
 mod harness;
 mod heartbeat;
+mod helm;
 mod history;
 mod hostile_source;
 mod last_builds;
