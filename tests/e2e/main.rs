@@ -18,6 +18,7 @@ mod coming_from_ruby;
 mod commands;
 mod credentials;
 mod custody;
+mod dashboard;
 mod describe;
 mod dockerignore;
 mod engine;
