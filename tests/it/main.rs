@@ -39,6 +39,7 @@ mod logs;
 mod memory;
 mod metrics;
 mod newest;
+mod observability;
 mod poison;
 mod poller;
 mod proxies;
