@@ -253,7 +253,7 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let push = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
         let text =
-            rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs), &job.trace_of(callback))?;
+            rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs), || job.trace_of(callback))?;
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     // A cancellation that comes too late for this attempt stays for the next one.

@@ -152,15 +152,15 @@ fn http_date() -> String {
 /// The Sidekiq job that notifies Rails of a moment, as text; `None` when the job does not ask for that moment.
 ///
 /// Its jid derives from the text of the build's job and the moment, so a repeated job is recognizable. It always has `retry: true`:
-/// without the field, a failure before the class is loaded would drop the job. `trace` has the fields by which the trace goes on, as
-/// OpenTelemetry's client for Sidekiq writes them.
+/// without the field, a failure before the class is loaded would drop the job. `trace` returns the fields by which the trace goes
+/// on, as OpenTelemetry's client for Sidekiq writes them.
 pub fn callback_job(
     callback: &Callback,
     report: &Report,
     fetched_text: &[u8],
     now: Epoch,
     timestamps: Timestamps,
-    trace: &HashMap<String, String>,
+    trace: impl FnOnce() -> HashMap<String, String>,
 ) -> Option<String> {
     if !callback.wants(report.moment) {
         return None;
@@ -176,7 +176,7 @@ pub fn callback_job(
         job["wrapped"] = json!(callback.class);
         job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), fetched_text, now)]);
     }
-    for (name, value) in trace {
+    for (name, value) in trace() {
         job[name] = json!(value);
     }
     Some(job.to_string())
@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn text_of(callback: &Callback, report: &Report) -> Option<String> {
-        callback_job(callback, report, b"text", Epoch::from_secs_f64(1.0), Timestamps::Milliseconds, &HashMap::new())
+        callback_job(callback, report, b"text", Epoch::from_secs_f64(1.0), Timestamps::Milliseconds, HashMap::new)
     }
 
     #[test]
@@ -279,8 +279,7 @@ mod tests {
 
         let own = br#"{"wrapped":"BuildJob","args":[{"locale":"lt","timezone":"Europe/Vilnius","arguments":[]}]}"#;
         let at = Epoch::from_secs_f64(1.0);
-        let text =
-            callback_job(&callback(true), &Report::default(), own, at, Timestamps::Milliseconds, &HashMap::new());
+        let text = callback_job(&callback(true), &Report::default(), own, at, Timestamps::Milliseconds, HashMap::new);
         let job: Value = serde_json::from_str(&text.expect("asked for")).expect("JSON");
         assert_eq!((&job["args"][0]["locale"], &job["args"][0]["timezone"]), (&json!("lt"), &json!("Europe/Vilnius")));
         assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));

@@ -144,7 +144,8 @@ async fn notify_started(processor: &Processor, job: &Job) {
     let Some(callback) = job.callback() else { return };
     let report = Report { moment: Moment::Started, ..job.record.report() };
     let (unit, timestamps) = (&job.running.unit, job.timestamps(&processor.jobs));
-    let text = rails::callback_job(&callback, &report, &unit.text, Epoch::now(), timestamps, &job.trace_of(&callback));
+    let text =
+        rails::callback_job(&callback, &report, &unit.text, Epoch::now(), timestamps, || job.trace_of(&callback));
     let Some(text) = text else { return };
     let (redis, identity) = (&processor.redis, &processor.identity);
     if let Err(error) = announce(redis, identity, unit, &callback.queue, &text).await {

@@ -94,7 +94,7 @@ async fn a_build_is_one_trace_from_rails_to_its_steps_and_its_callback() {
     let collector = Collector::start(harness.home.path()).await;
     let dockerfile = harness.dockerfile("RUN echo one > /one\nRUN echo to stop; exit 3");
     let sha = harness.commit("traced", &[("web/Dockerfile", &dockerfile)]);
-    let image = json!({"name": "web", "context": "./web", "tags": [harness.engine.reference(&harness.nonce, "web")]});
+    let image = json!({"name": "web", "context": "./web", "tags": [harness.reference("web", "1")]});
     let worker = harness.worker(&format!("[traces]\nendpoint = \"{}\"", collector.endpoint));
     let request = world::build_request("acme/traced", &sha, &[image]);
     let now_ms = jiff::Timestamp::now().as_millisecond();
