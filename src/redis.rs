@@ -91,6 +91,17 @@ impl Redis {
         })
     }
 
+    /// Where the server is, without user and password.
+    pub fn address(&self) -> String {
+        match &self.server {
+            Server::Fixed(target) => target.to_string(),
+            Server::Master { sentinels, name, target } => {
+                let sentinels: Vec<_> = sentinels.iter().map(|sentinel| sentinel.address.to_string()).collect();
+                format!("master {name} of {}, database {}", sentinels.join(", "), target.session.db())
+            }
+        }
+    }
+
     /// Connects, unless there is a connection. After a failure nothing was sent.
     pub async fn connect_if_needed(&self) -> Result<(), RedisError> {
         self.connection().await.map(drop)

@@ -2,6 +2,8 @@
 //!
 //! [`run`] shows the whole process from top to bottom. This module owns and awaits every task.
 
+mod startup;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
 use crate::reason::Cause;
-use crate::redis::{Redis, RedisError, Trouble};
+use crate::redis::{Redis, RedisError, Trouble, is_forbidden};
 use crate::sandbox::{self, Wall};
 use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
@@ -123,13 +125,14 @@ impl Shutdown {
 
 /// Runs until `shutdown` ends it, and returns when every task has ended.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
+    let identity = Arc::new(Identity::new(environment::hostname()));
+    tracing::info!(event = "worker_starting", version = env!("CARGO_PKG_VERSION"), %identity, "worker starting");
     check_sandbox(&settings.sandbox)?;
     network::check(&settings)?;
-    let identity = Arc::new(Identity::new(environment::hostname()));
     let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
     let redis = Redis::new(&settings.redis)?;
-    check_server(&redis).await?;
+    let server_version = check_server(&redis).await?;
     let (handle, running, ended) = (Handle::default(), RunningJobs::default(), CancellationToken::new());
     // Unknown before the first look.
     let (room, has_room) = watch::channel(false);
@@ -149,7 +152,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         kill: CancellationToken::new(),
     });
     let process = process_shown(&settings, &identity);
-    tracing::info!(event = "worker_started", %identity, capsules = ?process.capsules, "worker started");
+    startup::log(&settings, &state, &custody.redis, server_version.as_deref()).await;
+    tracing::info!(event = "worker_started", %identity, "worker started");
 
     let (ttl, stop) = (settings.lease.ttl, shutdown.stop.token().clone());
     let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), handle.clone(), stop)?;
@@ -299,14 +303,20 @@ fn process_shown(settings: &Settings, identity: &Arc<Identity>) -> Process {
     }
 }
 
-/// Logs the problems of the server. The worker waits later for a server that does not answer or still loads its data.
-async fn check_server(redis: &Redis) -> Result<(), WorkerError> {
-    let Ok(info) = redis.server_info().await else { return Ok(()) };
+/// Logs the problems of the server, and returns its version. `None` when it does not answer or still loads its data: the worker
+/// waits for it later.
+async fn check_server(redis: &Redis) -> Result<Option<String>, WorkerError> {
+    let info = match redis.server_info().await {
+        Ok(info) => info,
+        // An ACL may forbid the question.
+        Err(error) if is_forbidden(&error) => return Ok(Some("unknown".into())),
+        Err(_) => return Ok(None),
+    };
     for trouble in &info.troubles {
         let Trouble { about, message, .. } = trouble;
         tracing::warn!(event = "redis_problem", version = info.version, about, "{message}");
     }
-    info.refusal().map_or(Ok(()), |refusal| Err(WorkerError::Cluster(refusal.to_owned())))
+    info.refusal().map_or(Ok(Some(info.version.clone())), |refusal| Err(WorkerError::Cluster(refusal.to_owned())))
 }
 
 fn check_sandbox(settings: &settings::Sandbox) -> Result<(), WorkerError> {
@@ -318,12 +328,6 @@ fn check_sandbox(settings: &settings::Sandbox) -> Result<(), WorkerError> {
             return Err(WorkerError::Sandbox(wall));
         }
         tracing::warn!(event = "sandbox_incomplete", wall = wall.name(), "{}", wall.lack());
-    }
-    if sandbox::has_broker() {
-        tracing::info!(
-            event = "sandbox_brokered",
-            "Landlock of this kernel has no rules for TCP ports; brokers restrict them"
-        );
     }
     Ok(())
 }

@@ -47,7 +47,7 @@ impl Run {
         for note in &settings.notes {
             tracing::warn!(event = "settings_note", "{note}");
         }
-        tracing::info!(event = "settings_loaded", ?settings, "settings loaded");
+        tracing::debug!(event = "settings_loaded", ?settings, "settings loaded");
         worker::run(settings, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     }

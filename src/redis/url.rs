@@ -4,6 +4,7 @@
 //! URL without a scheme is the path of a Unix socket.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use redis::{ErrorKind, RedisConnectionInfo, RedisError};
@@ -31,6 +32,29 @@ pub(super) struct Target {
 impl Address {
     pub(super) fn is_tls(&self) -> bool {
         matches!(self, Self::Tcp { is_tls: true, .. })
+    }
+}
+
+impl fmt::Display for Address {
+    /// As in a URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port, is_tls } => {
+                let scheme = if *is_tls { "rediss" } else { "redis" };
+                // An IPv6 address has colons of its own.
+                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                write!(f, "{scheme}://{host}:{port}")
+            }
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    /// As a URL, without user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let divider = if matches!(self.address, Address::Unix(_)) { "?db=" } else { "/" };
+        write!(f, "{}{divider}{}", self.address, self.session.db())
     }
 }
 
@@ -173,6 +197,19 @@ mod tests {
             let Target { address: read, session } = read(url).unwrap_or_else(|error| panic!("{url}: {error}"));
             assert_eq!(read, address, "{url}");
             assert_eq!((session.db(), session.username(), session.password()), (database, user, password), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_shown_by_a_url_without_user_and_password() {
+        for (url, shown) in [
+            ("redis://", "redis://127.0.0.1:6379/0"),
+            ("rediss://me:hunter2@host:7000/3", "rediss://host:7000/3"),
+            ("redis://hunter2@[::1]:6380?db=1", "redis://[::1]:6380/1"),
+            ("unix://:hunter2@/run/redis.sock?db=4", "unix:///run/redis.sock?db=4"),
+            ("/run/redis.sock?pass=hunter2", "unix:///run/redis.sock?db=0"),
+        ] {
+            assert_eq!(read(url).expect(url).to_string(), shown);
         }
     }
 

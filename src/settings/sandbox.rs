@@ -33,6 +33,17 @@ pub enum SandboxMode {
     Off,
 }
 
+impl SandboxMode {
+    /// Its name in a file of settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::BestEffort => "best effort",
+            Self::Off => "off",
+        }
+    }
+}
+
 impl Default for Sandbox {
     fn default() -> Self {
         Self { mode: SandboxMode::Required, require_ports: false, registry_ports: vec![443], max_data_bytes: 4 << 30 }

@@ -188,6 +188,14 @@ fn move_away(state: &StateDirectory, mirror: &Path) -> Result<JobDirectory, Stat
     Ok(trash)
 }
 
+impl StateDirectory {
+    /// How many mirrors there are, of all processes.
+    pub fn n_mirrors(&self) -> usize {
+        let trusts = Trust::ALL.iter().flat_map(|trust| directories(&self.root.join("mirrors").join(trust.name())));
+        trusts.map(|host| directories(&host).len()).sum()
+    }
+}
+
 /// Finds all mirrors. Those that vanish meanwhile are left out.
 fn survey(mirrors: &Path) -> Vec<FoundMirror> {
     let is_trust = |path: &Path| Trust::ALL.iter().any(|trust| path.ends_with(trust.name()));

@@ -173,7 +173,8 @@ async fn a_worker_with_brokers_builds_where_ports_are_required_and_leaves_no_pro
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
-    assert_eq!(harness.logged("sandbox_brokered").len(), 1);
+    let sandbox = harness.logged("start_sandbox");
+    assert!(sandbox.len() == 1 && sandbox[0].contains("is_brokered=true"), "{sandbox:?}");
     assert!(harness.logged("sandbox_incomplete").is_empty());
     // Its child left it a broker, as a child leaves one to process 1 of a container.
     harness.until("no dead process is left", async || worker.processes().iter().all(|id| !is_dead(*id))).await;

@@ -66,5 +66,6 @@ mod tracking;
 mod turn;
 mod twins;
 mod walls;
+mod worker_log;
 mod worktree;
 mod zoo;
