@@ -104,7 +104,7 @@ impl Listener for Log {
         match event {
             Event::NoticeLeftOut if self.has_left_out.swap(true, Ordering::Relaxed) => {}
             Event::NoticeLeftOut => {
-                tracing::info!(event = "notices_left_out", "more notices left out; the report has their count")
+                tracing::debug!(event = "notices_left_out", "more notices left out; the report has their count")
             }
             event => log(event),
         }
@@ -130,7 +130,7 @@ fn log(event: &Event) {
                 lines.iter().for_each(|line| tracing::trace!(step = step.label(), line));
             }
         }
-        Event::Notice(notice) => tracing::info!(notice),
+        Event::Notice(notice) => tracing::debug!(notice),
         Event::Warning(warning) => tracing::debug!(%warning),
         Event::Placed(placement) => {
             let Placement { builder, shard, pod, why } = placement;

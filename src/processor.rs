@@ -5,6 +5,7 @@
 mod build;
 mod disposition;
 mod job;
+mod job_log;
 mod probe;
 
 use std::sync::Arc;
@@ -98,11 +99,11 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         running.iteration.take_part(tenant::read(&unit.text, &processor.jobs, &processor.tenants));
     }
     let span = tracing::info_span!("job", jid);
-    // A job that is poison, or was cancelled while it waited, ends without a start.
-    if !running.iteration.is_waiting() {
-        tracing::debug!(event = "job_started", jid, token = %unit.token, "job started");
-    }
     let job = Arc::new(Job::new(&processor, running, payload));
+    // A job that is poison, or was cancelled while it waited, ends without a start.
+    if !job.running.iteration.is_waiting() {
+        job_log::start(&job);
+    }
     let run = run_job(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
     let outcome = AttemptOutcome::of(tokio::spawn(run).await.unwrap_or_else(panicked), &job.stop);
@@ -234,7 +235,7 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     job.journal.emit(ended(log_url));
     let is_reclaimed = job.running.reclaimed.is_cancelled();
     let report = job.record.report();
-    log_end(outcome, &report, disposition, &job.running);
+    job_log::end(outcome, &report, disposition, job);
     if is_returned && !is_reclaimed {
         return Settlement::requeue(unit);
     }
@@ -284,31 +285,6 @@ async fn archive(processor: &Processor, job: &Job, ended: &Event) -> Option<Stri
             tracing::warn!(event = "log_not_archived", jid, %error, "log of a build not archived");
             job.journal.emit(Event::Notice(error.notice()));
             None
-        }
-    }
-}
-
-fn log_end(outcome: &AttemptOutcome, report: &Report, disposition: Disposition, running: &Running) {
-    let took_s = Epoch::now().since(running.since).as_secs_f64();
-    // The token tells two runs of one job apart: a worker may fetch a job again before it notices that it lost it.
-    let token = &running.unit.token;
-    let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
-    // Redis refuses the settlement, unless the entry comes back.
-    if running.reclaimed.is_cancelled() || matches!(outcome, AttemptOutcome::Stopped(Cause::Reclaimed)) {
-        tracing::warn!(event = "job_dropped", jid, %token, repository, sha, took_s, "build ended; Redis no longer has its job in flight here");
-        return;
-    }
-    match (outcome.failure(), disposition) {
-        (None, _) => tracing::info!(event = "job_done", jid, %token, repository, sha, took_s, "job done"),
-        (Some(failure), Disposition::Requeue) => {
-            tracing::info!(event = "job_requeued", jid, %token, repository, %failure, took_s, "job requeued")
-        }
-        (Some(failure), Disposition::RetryAt(at)) => {
-            let retry_at_s = at.as_secs_f64();
-            tracing::warn!(event = "job_retried", jid, %token, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "job failed; will be retried");
-        }
-        (Some(failure), _) => {
-            tracing::warn!(event = "job_failed", jid, %token, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "job failed");
         }
     }
 }

@@ -53,6 +53,6 @@ async fn all(tags: &[String], registries: &Registries<'_>, has_image: impl Fn(&T
 }
 
 fn not_read(tag: &str, error: &RegistryError) -> Option<Tagged> {
-    tracing::warn!(tag, %error, event = "tag_not_read", "tag not read from its registry; its push counts as failed");
+    tracing::debug!(tag, %error, event = "tag_not_read", "tag not read from its registry; its push counts as failed");
     None
 }

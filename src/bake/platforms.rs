@@ -179,7 +179,7 @@ fn without_tag(tag: &str) -> &str {
 }
 
 fn not_read(reference: &str, error: &RegistryError) -> Option<Content> {
-    tracing::warn!(reference, %error, event = "image_not_read", "image not read from its registry; its platform is not checked");
+    tracing::debug!(reference, %error, event = "image_not_read", "image not read from its registry; its platform is not checked");
     None
 }
 

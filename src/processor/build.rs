@@ -80,7 +80,7 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     let built = perform(&processor.integrations, &build_job, attempt).await;
     job.was_built();
     let worker_paths = processor.integrations.state.worker_paths();
-    built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths)))
+    built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths, job)))
 }
 
 /// The build request, from the arguments or from Rails. A stopped build waits for Rails a moment longer.
@@ -98,11 +98,9 @@ async fn resolve(resolver: &Resolver, request: Result<RequestFrom<'_>, Failure>,
 }
 
 /// The failure without what customers must not read. The log has all of it.
-fn for_customer(failure: Failure, worker_paths: &WorkerPaths) -> Failure {
+fn for_customer(failure: Failure, worker_paths: &WorkerPaths, job: &Job) -> Failure {
     let shown = failure.clone().without(worker_paths);
-    if shown != failure {
-        tracing::warn!(event = "failure_detail", detail = failure.detail, "failure with the worker's paths");
-    }
+    job.note_detail(failure.detail);
     shown
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Job {
     /// Names the inputs of the build request, where the job has twins.
     inputs: OnceLock<String>,
     was_built: AtomicBool,
+    /// The detail of the failure with the worker's paths, which customers must not read.
+    detail: OnceLock<String>,
 }
 
 impl Job {
@@ -84,8 +86,8 @@ impl Job {
         listeners.extend(trace.clone().map(|trace| trace as _));
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
-        let (callback, inputs, was_built) = Default::default();
-        let job = Self { running, payload, journal, record, archive, trace, stop, callback, inputs, was_built };
+        let (callback, inputs, was_built, detail) = Default::default();
+        let job = Self { running, payload, journal, record, archive, trace, stop, callback, inputs, was_built, detail };
         job.learn(&known);
         job
     }
@@ -163,6 +165,16 @@ impl Job {
     /// Notes that the build itself ended: its twins may have the result.
     pub(super) fn was_built(&self) {
         self.was_built.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes the whole detail of the failure, for the log.
+    pub(super) fn note_detail(&self, detail: String) {
+        let _ = self.detail.set(detail);
+    }
+
+    /// The whole detail of the failure, when the customer's may lack the worker's paths.
+    pub(super) fn detail(&self) -> Option<&str> {
+        self.detail.get().map(String::as_str)
     }
 
     /// The result for the twins of the job, where the build itself ended.

@@ -55,7 +55,7 @@ pub async fn sync(redis: &Redis, identity: &Identity, running: &[Running]) -> Re
     let cancelled: Vec<bool> = redis.script(&script).await?;
     for (job, _) in jobs.iter().zip(cancelled).filter(|(_, is_cancelled)| *is_cancelled) {
         if !job.iteration.cancelled.is_cancelled() {
-            tracing::info!(event = "job_cancelled", token = %job.unit.token, jid = job.iteration.jid(), "job cancelled");
+            tracing::debug!(event = "job_cancelled", token = %job.unit.token, jid = job.iteration.jid(), "job cancelled");
             job.iteration.cancelled.cancel();
         }
     }

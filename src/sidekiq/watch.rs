@@ -154,7 +154,7 @@ impl Watch<'_> {
             match record.as_deref().and_then(|record| edition.compare(record)) {
                 Some((newer, true)) => {
                     let (token, jid) = (&job.unit.token, job.iteration.jid());
-                    tracing::info!(event = "job_superseded", %token, jid, newer = newer.jid, "a newer job ends this build");
+                    tracing::debug!(event = "job_superseded", %token, jid, newer = newer.jid, "a newer job ends this build");
                     job.iteration.supersede(newer);
                 }
                 Some((_, false)) => {}

@@ -196,7 +196,9 @@ async fn a_taken_over_docker_buildx_makes_no_values_and_no_log() {
     ));
     steps.push(Step::Exit(0));
     harness.builder.script(Script::steps(steps));
-    let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
+    // The journal logs at level debug that it leaves notices out.
+    let variables = [("SIDEBAKE__LOG__LEVEL", "info,sidebake::journal=debug")];
+    let worker = harness.worker_with_variables(&harness.config(""), &[], &variables);
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["targets"][0]["digest"], json!(digest), "{report:#}");

@@ -17,7 +17,8 @@ pub const STARTED: &str = "job_started";
 
 /// Whether this is the event of a run's start or end.
 pub fn is_start_or_end(event: &str) -> bool {
-    [STARTED, "job_done", "job_requeued", "job_retried", "job_failed", "job_dropped"].contains(&event)
+    let ends = ["job_done", "job_requeued", "job_retried", "job_failed", "job_stopped", "job_dropped"];
+    event == STARTED || ends.contains(&event)
 }
 
 /// One run of one job, according to a log.
