@@ -66,6 +66,11 @@ enum Command {
 }
 
 impl Cli {
+    /// Whether HUP is for the program: it makes a worker read the level of its log again, and ends every other command.
+    pub fn obeys_hang_up(&self) -> bool {
+        matches!(self.command, Command::Run(_))
+    }
+
     /// Runs the command; returns 1 when a build failed or was stopped, or a check is red.
     ///
     /// # Errors
@@ -78,7 +83,7 @@ impl Cli {
         };
         let settings = configuration::load(&self.config, environment).context("failed to load the settings")?;
         match self.command {
-            Command::Run(run) => run.run(settings, shutdown).await,
+            Command::Run(run) => run.run(settings, &self.config, shutdown).await,
             Command::Build(build) => build.run(settings, &shutdown).await,
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,
             Command::Cancel(cancel) => cancel.run(&settings).await,

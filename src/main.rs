@@ -44,7 +44,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
     runtime.context("failed to start the runtime")?.block_on(async {
         let shutdown = Shutdown::default();
-        let signals = Signals::listen().context("failed to listen to signals")?;
+        let signals = Signals::listen(&cli).context("failed to listen to signals")?;
         let signals = tokio::spawn(signals.obey(shutdown.clone()));
         let status = cli.run(shutdown).await;
         signals.abort();
@@ -79,6 +79,7 @@ fn tried(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
 }
 
 /// The process's signals, as in Sidekiq. TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log what runs.
+/// HUP: read the level of the log again.
 ///
 /// INT comes from the person at the terminal, and so cancels the build that runs there. For a worker it is a TERM.
 struct Signals {
@@ -86,16 +87,18 @@ struct Signals {
     interrupt: Signal,
     quiet: Signal,
     show: Signal,
+    reload: Option<Signal>,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    fn listen(cli: &Cli) -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quiet: signal(SignalKind::from_raw(libc::SIGTSTP))?,
             // By default, the signal stops the process.
             show: signal(SignalKind::from_raw(libc::SIGTTIN))?,
+            reload: cli.obeys_hang_up().then(|| signal(SignalKind::hangup())).transpose()?,
         })
     }
 
@@ -106,9 +109,15 @@ impl Signals {
                 _ = self.interrupt.recv() => shutdown.stop(Cause::Cancelled),
                 _ = self.quiet.recv() => shutdown.quiet.cancel(),
                 _ = self.show.recv() => shutdown.show.notify_one(),
+                Some(()) = received(self.reload.as_mut()) => shutdown.reload.notify_one(),
             }
         }
     }
+}
+
+/// The next one of a signal that may not be listened to.
+async fn received(signal: Option<&mut Signal>) -> Option<()> {
+    signal?.recv().await
 }
 
 fn complain(message: &str) {

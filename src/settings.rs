@@ -52,7 +52,7 @@ pub use jobs::{Jobs, PROBE, PollOthers, Timestamps};
 pub use journal::Journal;
 pub use last_builds::LastBuilds;
 pub use lease::Lease;
-pub use log::{Log, LogFormat};
+pub use log::{LOG_MODULES, Log, LogFormat};
 pub use network::Network;
 pub use pattern::{NamePattern, TextPattern};
 pub use queue::{Capsule, Mode, Queue};

@@ -103,12 +103,14 @@ pub struct Shutdown {
     pub now: CancellationToken,
     /// Notified by TTIN: log what runs. It ends nothing.
     pub show: Arc<Notify>,
+    /// Notified by HUP: read the level of the log again. It ends nothing.
+    pub reload: Arc<Notify>,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
         let [root, quiet, now] = std::array::from_fn(|_| CancellationToken::new());
-        Self { quiet, stop: Stop::with(&root), now, show: Arc::default() }
+        Self { quiet, stop: Stop::with(&root), now, show: Arc::default(), reload: Arc::default() }
     }
 }
 

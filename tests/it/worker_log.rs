@@ -1,12 +1,16 @@
-//! The log of a worker: what an operator reads and a machine parses, at level info.
+//! The log of a worker: what an operator reads and a machine parses, at level info, and its level while the worker runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use sidebake::settings::LOG_MODULES;
 use world::Script;
 
-use crate::harness::{Harness, Worker, probe};
+use crate::harness::{Harness, Worker, probe, sidebake, text};
+use crate::layers::rust_files;
 
 /// Starts a worker that logs JSON at level info.
 fn json_worker(harness: &Harness, more: &str, variables: &[(&str, &str)]) -> Worker {
@@ -157,4 +161,98 @@ async fn the_lines_of_a_job_have_the_documented_fields() {
     // Only Kubernetes has these two.
     let of_kubernetes = ["shard", "pod"].map(str::to_owned).into();
     assert_eq!(fields_of("job_retried"), names(&["both", "end"]).difference(&of_kubernetes).cloned().collect());
+}
+
+#[test]
+fn a_level_can_be_set_for_every_module_that_logs() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let logging = rust_files(&source).into_iter().filter(|file| {
+        let text = std::fs::read_to_string(file).unwrap();
+        ["trace", "debug", "info", "warn", "error"].iter().any(|level| text.contains(&format!("tracing::{level}!")))
+    });
+    let module = |file: PathBuf| {
+        let first = file.strip_prefix(&source).unwrap().iter().next().unwrap().to_string_lossy().into_owned();
+        first.trim_end_matches(".rs").to_owned()
+    };
+    let logging: BTreeSet<String> = logging.map(module).collect();
+    assert_eq!(logging, LOG_MODULES.map(str::to_owned).into(), "LOG_MODULES in src/settings/log.rs");
+}
+
+#[test]
+fn an_unknown_module_or_level_is_refused_with_the_known_ones() {
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("sidebake.toml");
+    for (modules, words) in [
+        ("{ queue = \"debug\" }", ["log.modules.queue: unknown module", "processor, redis, sidekiq"]),
+        ("{ sidekiq = \"loud\" }", ["log.modules.sidekiq: unknown level \"loud\"", "warn, info, debug"]),
+    ] {
+        std::fs::write(&config, format!("log.modules = {modules}")).unwrap();
+        let output = sidebake().args(["run", "-C"]).arg(&config).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(words.iter().all(|word| text(&output).contains(word)), "{}", text(&output));
+    }
+}
+
+/// A worker whose level comes from its file, which begins with these lines.
+fn worker_by_file(harness: &Harness, log: &str) -> Worker {
+    let config = harness.config(&format!("jobs.probe = true\n{log}"));
+    let mut command = harness.home.sidebake();
+    command.args(["run", "--config"]).arg(config).env_remove("SIDEBAKE__LOG__LEVEL");
+    harness.home.spawn(command)
+}
+
+async fn run_probe(harness: &Harness) -> String {
+    let n_callbacks = harness.callback_jobs_so_far().await.len();
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(n_callbacks + 1).await;
+    jid
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hup_reads_the_level_again_and_keeps_it_where_the_file_is_broken() {
+    let harness = Harness::start();
+    let mut worker = worker_by_file(&harness, "log.level = \"error\"");
+    let quiet = run_probe(&harness).await;
+    harness
+        .config("jobs.probe = true\nlog = { level = \"error\", modules = { processor = \"info\", cli = \"info\" } }");
+    worker.signal("HUP");
+    world::wait_for("the new level", || worker.logged("log_level_reloaded").len() == 1).await;
+    let heard = run_probe(&harness).await;
+    world::wait_for("the lines of the job", || worker.logged("job_done").len() == 1).await;
+    assert!(!worker.log().contains(&quiet) && worker.log().contains(&heard), "{}", worker.log());
+
+    harness.config("log.level = \"loud\"");
+    worker.signal("HUP");
+    world::wait_for("the refusal", || worker.logged("log_level_kept").len() == 1).await;
+    assert!(worker.logged("log_level_kept")[0].contains("log.level: unknown level"), "{}", worker.log());
+    run_probe(&harness).await;
+    world::wait_for("the lines of the job", || worker.logged("job_done").len() == 2).await;
+
+    harness.config("log.level = \"off\"");
+    worker.signal("HUP");
+    world::wait_for("the last line", || worker.logged("log_level_reloaded").len() == 2).await;
+    run_probe(&harness).await;
+    worker.terminate().await;
+    assert_eq!(worker.logged("job_started").len(), 2, "{}", worker.log());
+    assert!(worker.logged("worker_ended").is_empty());
+}
+
+#[test]
+fn hup_ends_every_other_command() {
+    // Tests may run where HUP is ignored.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_sidebake"), "enqueue", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    // It obeys signals as soon as it catches TERM, the fifteenth.
+    let catches_term = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+        u64::from_str_radix(caught, 16).unwrap() & (1 << 14) != 0
+    };
+    while !catches_term() {
+        std::thread::yield_now();
+    }
+    let sent = Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().signal(), Some(1));
 }
