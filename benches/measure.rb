@@ -12,6 +12,7 @@ require_relative 'boot'
 require_relative 'memory'
 require_relative 'oldway'
 require_relative 'kubernetes'
+require_relative 'observed'
 require_relative 'speed'
 require_relative 'tenants'
 require_relative 'source'
@@ -20,7 +21,7 @@ require_relative 'logs'
 require_relative 'cache'
 
 PARTS = {
-  'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed,
+  'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed, 'observed' => Observed,
   'tenants' => Tenants, 'source' => Source, 'policy' => Policy, 'logs' => Logs, 'cache' => Cache
 }.freeze
 

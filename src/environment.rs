@@ -45,6 +45,13 @@ pub fn hostname() -> String {
     std::env::var("DYNO").unwrap_or_else(|_| node())
 }
 
+/// Name and namespace of the worker's pod, when its manifest says them (`POD_NAME`, `POD_NAMESPACE`).
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn own_pod() -> Option<(String, String)> {
+    let of = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Some((of("POD_NAME")?, of("POD_NAMESPACE")?))
+}
+
 /// `DOCKER_HOST`: the engine of the person at the terminal.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
 pub fn docker_host() -> Option<String> {

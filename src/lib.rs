@@ -81,6 +81,7 @@ pub mod github;
 pub mod last_builds;
 pub mod log_archive;
 pub mod log_stream;
+pub mod own_pod;
 pub mod rails;
 pub mod sidekiq;
 pub mod source;

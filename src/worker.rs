@@ -19,6 +19,7 @@ use crate::last_builds::LastBuilds;
 use crate::log_archive::{ArchiveError, LogArchives};
 use crate::log_stream::{LogKeys, LogStreams};
 use crate::network::{self, ClientError};
+use crate::own_pod::OwnPod;
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
@@ -219,6 +220,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             processor.statsd.run(&ended),
             health.run(shown, &ended),
             state::watch(state, &settings.state, &room, &ended),
+            keep_deletion_cost(&running, &ended),
             beat(&lease, &systemd, &ended),
             show(&running, &shutdown.show, &ended),
             notify_stop(&systemd, shutdown.stop.token(), &ended),
@@ -277,6 +279,13 @@ fn log_keys() -> LogKeys {
         archive: keys::build_archive,
         record: keys::build_record,
         builds: keys::BUILDS,
+    }
+}
+
+/// Lets Kubernetes end idle workers first. Outside a pod, it does nothing.
+async fn keep_deletion_cost(running: &RunningJobs, ended: &CancellationToken) {
+    if let Some((name, namespace)) = environment::own_pod() {
+        OwnPod { name, namespace }.run(|| running.n_jobs(), ended).await;
     }
 }
 

@@ -10,7 +10,7 @@ use crate::field_error::{FieldError, refuse};
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The modules that log. A test compares them with the source.
-pub const LOG_MODULES: [&str; 14] = [
+pub const LOG_MODULES: [&str; 16] = [
     "bake",
     "builder",
     "cli",
@@ -18,12 +18,14 @@ pub const LOG_MODULES: [&str; 14] = [
     "health",
     "journal",
     "log_stream",
+    "own_pod",
     "processor",
     "redis",
     "sidekiq",
     "source",
     "state",
     "systemd",
+    "traces",
     "worker",
 ];
 

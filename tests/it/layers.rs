@@ -59,6 +59,7 @@ const INTEGRATIONS: &[&str] = &[
     "log_archive",
     "log_stream",
     "last_builds",
+    "own_pod",
     "statsd",
     "traces",
 ];

@@ -98,6 +98,10 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     let roles: Vec<&str> = roles.split("\n---\n").filter(|document| !document.contains("kind: Namespace")).collect();
     namespace.apply_anywhere(&roles.join("\n---\n"));
     namespace.apply_anywhere(&replaced(&manifests::text("network-policy.yaml"), &whose));
+    // This Kubernetes does not know policies of admission.
+    let costs = replaced(&manifests::text("optional/deletion-cost.yaml"), &[whose[1]]);
+    let costs: Vec<&str> = costs.split("\n---\n").filter(|document| document.contains("rbac.authorization")).collect();
+    namespace.apply_anywhere(&costs.join("\n---\n"));
     namespace.apply(&replaced(&manifests::text("worker.yaml"), &[&whose[..], &[which], &small].concat()));
     namespace.apply(&replaced(&manifests::text("builder.yaml"), &[whose[1], which]));
     namespace.kubectl(&["wait", "--for=condition=complete", "job/sidebake-builder", "--timeout=600s"]);
@@ -130,8 +134,18 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     assert_eq!((old.len(), hosts().await), (2, old.clone()));
 
     // New pods start while the old ones finish their builds.
-    let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 10)])).await;
+    let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 20)])).await;
     harness.is_in_flight().await;
+    // When the Deployment shrinks, Kubernetes ends the other worker.
+    let costs = || -> Vec<String> {
+        let pods = namespace.json(&["get", "pods", "-l", "app=sidebake"]);
+        let pods = pods["items"].as_array().unwrap().iter();
+        let cost = |pod: &Value| pod["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"].clone();
+        let mut costs: Vec<_> = pods.filter_map(|pod| cost(pod).as_str().map(str::to_owned)).collect();
+        costs.sort();
+        costs
+    };
+    namespace.until("the worker with the build says so", || costs() == ["0", "1"]).await;
     namespace.kubectl(&["rollout", "restart", "deployment/sidebake"]);
     let report = harness.report(&jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");

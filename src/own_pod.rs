@@ -1,0 +1,62 @@
+//! The worker's own pod: how much Kubernetes loses when it ends this one.
+//!
+//! When a Deployment gets fewer replicas, Kubernetes ends the pod with the lowest deletion cost first. Here that is the number of
+//! running builds. The worker writes it when `POD_NAME` and `POD_NAMESPACE` name its pod and its service account may patch it.
+//!
+//! Follows `controller.kubernetes.io/pod-deletion-cost`, Kubernetes 1.22.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Config};
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const ANNOTATION: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// The shortest time between two requests. The API server is not asked while the number stays the same.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// How long the API server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The name of the worker's pod.
+#[derive(Clone, Debug)]
+pub struct OwnPod {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+impl OwnPod {
+    /// Writes the number of running builds until `ended`, or until the API server refuses it.
+    pub async fn run(&self, n_running: impl Fn() -> usize, ended: &CancellationToken) {
+        if let Err(error) = ended.run_until_cancelled(self.keep(n_running)).await.unwrap_or(Ok(())) {
+            // Most installations have no right to it: docker/kubernetes/optional/deletion-cost.yaml.
+            tracing::debug!(event = "deletion_cost_refused", %error, "the deletion cost of the worker's pod is not written");
+        }
+    }
+
+    async fn keep(&self, n_running: impl Fn() -> usize) -> Result<(), kube::Error> {
+        let Ok(config) = Config::incluster() else { return Ok(()) };
+        let pods: Api<Pod> = Api::namespaced(Client::try_from(config)?, &self.namespace);
+        let mut written = None;
+        loop {
+            let n = n_running();
+            if written != Some(n) {
+                let cost = json!({"metadata": {"annotations": {ANNOTATION: n.to_string()}}});
+                let patch = Patch::Merge(&cost);
+                match timeout(PATIENCE, pods.patch_metadata(&self.name, &PatchParams::default(), &patch)).await {
+                    Ok(Ok(_)) => written = Some(n),
+                    Ok(Err(error @ kube::Error::Api(_))) => return Err(error),
+                    // It may answer the next request.
+                    Ok(Err(_)) | Err(_) => {}
+                }
+            }
+            sleep(PERIOD).await;
+        }
+    }
+}
