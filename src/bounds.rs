@@ -81,6 +81,7 @@ bounds! {
     RECORD_ATTEMPTS: 10, Count, "Attempts in the record of a build", "the oldest are removed";
     SLOWEST: 5, Count, "Steps of a target in the record, the slowest ones", "left out";
     TRACED_STEPS: 1_000, Count, "Steps of an attempt that are spans of its trace", "counted in `sidebake.steps_left_out`";
+    TRACE_STATE: 512, Bytes, "`tracestate` of a job", "left out";
     BUILDS: 100_000, Count, "Builds in the list of `sidebake list`", "the oldest leave the list";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";

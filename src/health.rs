@@ -46,7 +46,7 @@ pub struct HealthError {
 #[derive(Debug)]
 pub struct Health(Option<(TcpListener, Page)>);
 
-/// What the listener tells of a worker.
+/// What the listener reports about a worker.
 #[derive(Debug)]
 pub struct Worker {
     /// What waits and what runs, and the connection that asks for it.
@@ -118,8 +118,8 @@ impl Worker {
         if let Some(obstacle) = self.known_obstacle() {
             return Some(obstacle);
         }
-        // A worker whose slots are full takes no turn, so Redis is asked here too. A question whose time is over goes on: only its own
-        // end closes a dead connection, or finds the next sentinel.
+        // A worker whose slots are full takes no turn, so Redis is asked here too. A timed-out PING goes on: only its own failure drops a
+        // dead connection, or finds the next sentinel.
         let loads = Arc::clone(&self.loads);
         let ping = tokio::spawn(async move { loads.redis.query::<String>(&redis::cmd("PING")).await });
         let answer = tokio::time::timeout(PATIENCE, ping).await;

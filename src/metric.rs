@@ -1,11 +1,12 @@
 //! The metrics of a worker: the name, the labels and the meaning of each.
 //!
-//! A metric is recorded where its fact is known, as a log message is. Without a recorder nothing happens: the worker installs one when
-//! it serves `/metrics`. Names and units follow Prometheus' conventions. Every label has few values: no account, repository or jid,
+//! A metric is recorded where its fact is known, as a log message is. Nothing is recorded before [`begin`], which the worker calls first
+//! and only when it serves `/metrics`. Names and units follow Prometheus' conventions. Every label has few values: no account, repository or jid,
 //! but for the accounts with the most jobs ([`top`]).
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString, with_recorder};
@@ -26,6 +27,9 @@ const ROUND_TRIPS_S: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 /// Where a metric is recorded; part of the `metrics` crate's interface.
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
+/// Whether anything is recorded: without it, a label is not even copied.
+static IS_RECORDING: AtomicBool = AtomicBool::new(false);
+
 /// How a metric behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
@@ -37,7 +41,7 @@ pub enum Kind {
     Histogram(&'static [f64]),
 }
 
-/// A metric, as the page about the metrics has it.
+/// One row of `docs/metrics.md`.
 #[derive(Clone, Copy, Debug)]
 pub struct Definition {
     /// Its name in Prometheus.
@@ -80,7 +84,11 @@ impl<const N: usize> Counter<N> {
     pub fn add(&self, values: [&str; N], n: u64) {
         let register =
             || with_recorder(|recorder| recorder.register_counter(&key(self.name, self.labels, values), &METADATA));
-        if N == 0 { self.only.get_or_init(register).increment(n) } else { register().increment(n) }
+        match N {
+            _ if !IS_RECORDING.load(Ordering::Relaxed) => {}
+            0 => self.only.get_or_init(register).increment(n),
+            _ => register().increment(n),
+        }
     }
 }
 
@@ -97,15 +105,24 @@ impl<const N: usize> Histogram<N> {
         let register =
             || with_recorder(|recorder| recorder.register_histogram(&key(self.name, self.labels, values), &METADATA));
         let seconds = took.as_secs_f64();
-        if N == 0 { self.only.get_or_init(register).record(seconds) } else { register().record(seconds) }
+        match N {
+            _ if !IS_RECORDING.load(Ordering::Relaxed) => {}
+            0 => self.only.get_or_init(register).record(seconds),
+            _ => register().record(seconds),
+        }
     }
 }
 
 fn key<const N: usize>(name: &'static str, labels: [&'static str; N], values: [&str; N]) -> Key {
     let labels = labels.into_iter().zip(values);
-    // As Prometheus has it, an empty label is a missing one.
-    let labels = labels.filter(|(_, value)| !value.is_empty()).map(|(name, value)| Label::new(name, value.to_owned()));
+    // Prometheus treats an empty label as absent.
+    let labels = labels.filter(|(_, value)| !value.is_empty()).map(|(name, value)| Label::new(name, plain(value)));
     Key::from_parts(name, labels.collect::<Vec<_>>())
+}
+
+/// A value without the characters that the text format escapes: the exporter does not escape each of them in a form of its own.
+fn plain(value: &str) -> String {
+    value.replace(['\\', '"', '\n'], "_")
 }
 
 /// Declares the closed list once: the static, its kind, its name, its labels and its meaning.
@@ -141,14 +158,14 @@ metrics! {
 
     Gauge REDIS_UP: 0 = "sidebake_redis_up", [], "1 when Redis answered this scrape.";
     Gauge QUEUE_JOBS: 1 = "sidebake_queue_jobs", ["queue"],
-        "Jobs that wait in a queue. All workers report the same number: use `max`, not `sum`.";
+        "Jobs in a queue, also those that no worker may run now. All workers report the same number: use `max`, not `sum`.";
     Gauge QUEUE_OLDEST: 1 = "sidebake_queue_oldest_seconds", ["queue"],
         "How long the next job of a queue has waited; 0 when none waits. The same from all workers.";
     Gauge QUEUE_PAUSED: 1 = "sidebake_queue_paused", ["queue"], "1 while a queue is paused. The same from all workers.";
     Gauge WAITING_JOBS: 2 = "sidebake_waiting_jobs", ["queue", "account"],
-        "Jobs among the first 1,000 of a queue, by account. The accounts with the most jobs have a series each, all others have one together, `other`. The same from all workers.";
+        "Jobs among the first ones of a queue (at most 1,000, and 512 KiB), by account. The accounts with the most jobs have a series each, all others have one together, `other`. The same from all workers.";
     Gauge BLOCKED_JOBS: 1 = "sidebake_blocked_jobs", ["queue"],
-        "Jobs among the first 1,000 of a queue that no worker may run now: a limit of their account is used up, or another build of their branch comes first. The same from all workers.";
+        "Jobs among the first ones of a queue (at most 1,000, and 512 KiB) that no worker may run now: a limit of their account is used up, or another build of their branch comes first. The same from all workers.";
     Gauge SET_JOBS: 1 = "sidebake_set_jobs", ["set"],
         "Jobs in Sidekiq's sorted sets `retry`, `schedule` and `dead`. The same from all workers.";
     Gauge WANTED_WORKERS: 0 = "sidebake_wanted_workers", [],
@@ -157,23 +174,23 @@ metrics! {
         "Shards that the waiting and the running builds of a builder need, as in `/scale`. The same from all workers.";
 
     Counter JOBS: 5 = "sidebake_jobs_total", ["queue", "class", "outcome", "reason", "reason_class"],
-        "Attempts that ended. `outcome`: `succeeded`, `failed`, `cancelled`, `superseded`, `retrying` or `requeued`. `reason` and `reason_class` as in the callback; both are missing after a success.";
+        "Attempts that ended. `outcome`: `succeeded`, `failed`, `cancelled`, `superseded`, `retrying`, `requeued`, or `reclaimed` when another worker has the job. `reason` and `reason_class` as in the callback; both are missing after a success.";
     Histogram(DURATIONS_S) JOB_DURATION: 2 = "sidebake_job_duration_seconds", ["queue", "class"],
-        "How long attempts took, from the fetch of the job to its end.";
+        "How long attempts took, without their time in the queue.";
     Histogram(DURATIONS_S) PHASE_DURATION: 1 = "sidebake_phase_duration_seconds", ["phase"],
         "How long the phases of attempts took. `queued` is the time in the queue, `settle` the end of an attempt: archiving its log and making its callback.";
     Counter STEPS: 1 = "sidebake_steps_total", ["cached"], "Steps of builds that ended, by whether BuildKit had them in its cache: `true` or `false`.";
     Counter CONTEXT_BYTES: 0 = "sidebake_context_bytes_total", [], "Bytes of build contexts that were sent to builders.";
     Counter FETCHED_BYTES: 0 = "sidebake_fetched_bytes_total", [], "Bytes that were fetched from git hosts.";
     Counter POD_RETRIES: 1 = "sidebake_pod_retries_total", ["builder"],
-        "Builds that were repeated on another pod, because the first one was lost.";
+        "Builds that went on on another pod, because theirs was lost or absent.";
     Counter RECOVERED_JOBS: 0 = "sidebake_recovered_jobs_total", [], "Jobs of dead workers that this worker requeued.";
     Counter POISON_JOBS: 0 = "sidebake_poison_jobs_total", [], "Jobs that ended because they had crashed their workers repeatedly.";
 
     Gauge BUILDS: 2 = "sidebake_pod_builds", ["builder", "pod"],
         "Builds of this worker on each pod. The sum over all workers is the load of the pod.";
     Gauge POD_READY: 3 = "sidebake_pod_ready", ["builder", "shard", "pod"],
-        "1 when a pod of a builder takes builds, 0 when it does not. Read from Kubernetes every 30 seconds. The same from all workers.";
+        "1 when a pod of a builder takes builds, 0 when it does not. Read from Kubernetes at most every 30 seconds, and missing when it does not answer. The same from all workers.";
     Gauge WANTED_PODS: 2 = "sidebake_builder_wanted_pods", ["builder", "shard"],
         "Pods that a builder should have, by its Deployment. The same from all workers.";
 
@@ -195,7 +212,7 @@ metrics! {
     Counter REDIS_ERRORS: 1 = "sidebake_redis_errors_total", ["kind"],
         "Requests to Redis that failed. `kind`: `refused` when Redis answered with an error, `connection` when it did not answer.";
     Histogram(ROUND_TRIPS_S) TURN_DURATION: 0 = "sidebake_turn_duration_seconds", [],
-        "How long Redis took for a turn, which settles finished jobs and fetches new ones.";
+        "How long Redis took for a turn that it answered, which settles finished jobs and fetches new ones.";
 }
 
 /// Describes all metrics to a recorder.
@@ -210,8 +227,9 @@ pub fn describe(recorder: &dyn Recorder) {
     }
 }
 
-/// Begins the counters without labels, and those of errors, at zero: a rate needs the value before the first increase.
+/// Registers these counters at zero, so that a rate sees the first increase.
 pub fn begin(recorder: &dyn Recorder) {
+    IS_RECORDING.store(true, Ordering::Relaxed);
     metrics::with_local_recorder(recorder, || {
         ["refused", "connection"].iter().for_each(|kind| REDIS_ERRORS.add([kind], 0));
     });

@@ -1,7 +1,7 @@
-//! The worker's own pod: how much Kubernetes loses when it ends this one.
+//! Writes the deletion cost of the worker's own pod: its number of running builds.
 //!
-//! When a Deployment gets fewer replicas, Kubernetes ends the pod with the lowest deletion cost first. Here that is the number of
-//! running builds. The worker writes it when `POD_NAME` and `POD_NAMESPACE` name its pod and its service account may patch it.
+//! When a Deployment gets fewer replicas, Kubernetes ends the pod with the lowest deletion cost first. The worker
+//! writes it when `POD_NAME` and `POD_NAMESPACE` name its pod and its service account may patch it.
 //!
 //! Follows `controller.kubernetes.io/pod-deletion-cost`, Kubernetes 1.22.
 
@@ -16,8 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 const ANNOTATION: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// The shortest time between two requests. The API server is not asked while the number stays the same.
-const PERIOD: Duration = Duration::from_secs(5);
+/// How often the number is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The pause after a request: Kubernetes advises against frequent updates.
+const PAUSE: Duration = Duration::from_secs(30);
 
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,17 +49,23 @@ impl OwnPod {
         let mut written = None;
         loop {
             let n = n_running();
-            if written != Some(n) {
-                let cost = json!({"metadata": {"annotations": {ANNOTATION: n.to_string()}}});
-                let patch = Patch::Merge(&cost);
-                match timeout(PATIENCE, pods.patch_metadata(&self.name, &PatchParams::default(), &patch)).await {
-                    Ok(Ok(_)) => written = Some(n),
-                    Ok(Err(error @ kube::Error::Api(_))) => return Err(error),
-                    // It may answer the next request.
-                    Ok(Err(_)) | Err(_) => {}
-                }
+            if written == Some(n) {
+                sleep(LOOK).await;
+                continue;
             }
-            sleep(PERIOD).await;
+            let cost = json!({"metadata": {"annotations": {ANNOTATION: n.to_string()}}});
+            let patch = Patch::Merge(&cost);
+            match timeout(PATIENCE, pods.patch_metadata(&self.name, &PatchParams::default(), &patch)).await {
+                Ok(Ok(_)) => written = Some(n),
+                Ok(Err(error)) if is_final(&error) => return Err(error),
+                Ok(Err(_)) | Err(_) => {}
+            }
+            sleep(PAUSE).await;
         }
     }
+}
+
+/// Whether the API server would answer the next request in the same way: the right or the pod is missing.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if [401, 403, 404].contains(&status.code))
 }

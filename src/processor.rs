@@ -36,7 +36,7 @@ use crate::sidekiq::{Identity, shown, tenant, watch};
 use crate::statsd::Statsd;
 use crate::traces::Traces;
 
-use disposition::run_end;
+use disposition::{label, run_end};
 use job::Job;
 
 pub use disposition::{AttemptOutcome, Disposition, dispose};
@@ -236,6 +236,7 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let is_reclaimed = job.running.reclaimed.is_cancelled();
     let report = job.record.report();
     job_log::end(outcome, &report, disposition, job);
+    job.meter.end(label(outcome, disposition, is_reclaimed), reason);
     if is_returned && !is_reclaimed {
         return Settlement::requeue(unit);
     }

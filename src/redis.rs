@@ -158,7 +158,7 @@ impl Redis {
         if let Some(connection) = connection.as_ref() {
             return Ok(connection.clone());
         }
-        let fresh = self.connect().await?;
+        let fresh = self.connect().await.inspect_err(|_| metric::REDIS_ERRORS.add(["connection"], 1))?;
         Ok(connection.insert(fresh).clone())
     }
 

@@ -4,8 +4,8 @@
 //! queue, the phases of the build, the steps of BuildKit, and the callback, whose job carries the trace on to Rails. A step is a span
 //! made from its events: docker-buildx runs in a sandbox, from which it reaches no collector.
 //!
-//! Follows W3C Trace Context and OpenTelemetry's conventions for messaging. A collector that is slow or gone costs spans, and no
-//! build waits for it.
+//! Follows W3C Trace Context and OpenTelemetry's conventions for messaging. Spans are dropped while the collector is slow or down;
+//! builds never wait.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -123,13 +123,14 @@ impl Traces {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), begun.carrier);
         let attributes = [
             KeyValue::new("messaging.system", "sidekiq"),
+            KeyValue::new("messaging.operation.name", "process"),
             KeyValue::new("messaging.operation.type", "process"),
             KeyValue::new("messaging.destination.name", begun.queue.to_owned()),
             KeyValue::new("messaging.message.id", begun.jid.to_owned()),
             KeyValue::new("sidebake.class", begun.class.to_owned()),
             KeyValue::new("sidebake.attempt", i64::from(begun.attempt)),
         ];
-        let attempt = SpanBuilder::from_name(format!("{} process", begun.class))
+        let attempt = SpanBuilder::from_name(format!("process {}", begun.queue))
             .with_kind(SpanKind::Consumer)
             .with_start_time(time(begun.began_at))
             .with_attributes(attributes);
@@ -142,11 +143,16 @@ impl Traces {
         Some(Arc::new(Trace { tracer, spans: Mutex::new(Spans { attempt, open: Vec::new(), n_steps: 0 }) }))
     }
 
-    /// Sends what is left.
-    pub async fn finish(&self) {
+    /// Whether anything is sent.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Sends what is left, as far as the time allows.
+    pub async fn finish(&self, within: Duration) {
         let Some(Tracing { provider, .. }) = &self.0 else { return };
         let provider = provider.clone();
-        let _ = spawn_blocking(move || provider.shutdown()).await;
+        let _ = spawn_blocking(move || provider.shutdown_with_timeout(within)).await;
     }
 }
 
@@ -155,10 +161,12 @@ impl Trace {
     pub fn callback(&self, class: &str, queue: &str) -> Carrier {
         let attributes = [
             KeyValue::new("messaging.system", "sidekiq"),
+            KeyValue::new("messaging.operation.name", "send"),
             KeyValue::new("messaging.operation.type", "send"),
+            KeyValue::new("sidebake.class", class.to_owned()),
             KeyValue::new("messaging.destination.name", queue.to_owned()),
         ];
-        let span = SpanBuilder::from_name(format!("{class} publish"));
+        let span = SpanBuilder::from_name(format!("send {queue}"));
         let span = span.with_kind(SpanKind::Producer).with_attributes(attributes);
         let attempt = self.spans().attempt.clone();
         let callback = attempt.with_span(self.tracer.build_with_context(span, &attempt));
@@ -198,8 +206,8 @@ impl Listener for Trace {
                 if spans.n_steps > bounds::TRACED_STEPS {
                     return;
                 }
-                let began_at = Epoch::now().since(Epoch::default()).saturating_sub(*took);
-                let span = SpanBuilder::from_name(step.title()).with_start_time(UNIX_EPOCH + began_at);
+                let began_at = time(Epoch::now()).checked_sub(*took).unwrap_or(UNIX_EPOCH);
+                let span = SpanBuilder::from_name(step.title()).with_start_time(began_at);
                 let span = span.with_attributes([KeyValue::new("sidebake.cached", *is_cached)]);
                 let context = Context::new().with_span(self.tracer.build_with_context(span, &spans.present()));
                 if let Some(error) = error {
@@ -262,24 +270,26 @@ impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (client, request) = (self.client.clone(), reqwest::Request::try_from(request)?);
         let sent = self.runtime.spawn(async move {
-            let answer = client.execute(request).await?.error_for_status()?;
+            let answer = client.execute(request).await?;
+            // The exporter decides by status and headers whether to try again. The body is ignored.
             let mut response = Response::new(Bytes::new());
             *response.status_mut() = answer.status();
-            // What the collector says is not read: nobody could do anything about it.
+            *response.headers_mut() = answer.headers().clone();
             Ok::<_, reqwest::Error>(response)
         });
         let answer = sent.await?.map_err(reqwest::Error::without_url);
-        if let Err(error) = &answer
-            && !self.has_failed.swap(true, Ordering::Relaxed)
-        {
-            let error = network::explain(error);
+        let error = match &answer {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(response.status().to_string()),
+            Err(error) => Some(network::explain(error)),
+        };
+        let had_failed = self.has_failed.swap(error.is_some(), Ordering::Relaxed);
+        if let Some(error) = error.filter(|_| !had_failed) {
             tracing::warn!(
                 event = "traces_not_sent",
                 error,
                 "the collector does not take traces; builds go on without them"
             );
-        } else if answer.is_ok() {
-            self.has_failed.store(false, Ordering::Relaxed);
         }
         Ok(answer?)
     }

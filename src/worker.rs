@@ -38,7 +38,7 @@ use crate::sidekiq::settlement::Settlement;
 use crate::sidekiq::watch::Watch;
 use crate::sidekiq::{Identity, iteration, keys, limits, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
-use crate::statsd::{Statsd, StatsdError};
+use crate::statsd::Statsd;
 use crate::stop::Stop;
 use crate::systemd::Systemd;
 use crate::traces::{Traces, TracesError};
@@ -79,9 +79,6 @@ pub enum WorkerError {
     /// The health listener cannot bind its port.
     #[error(transparent)]
     Health(#[from] HealthError),
-    /// The StatsD agent cannot be used.
-    #[error(transparent)]
-    Statsd(#[from] StatsdError),
     /// Traces cannot be sent.
     #[error(transparent)]
     Traces(#[from] TracesError),
@@ -150,7 +147,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         log_streams: LogStreams::new(&settings, log_keys()).map_err(WorkerError::LogStreams)?,
         log_archives: LogArchives::new(&settings)?,
         metrics: Arc::default(),
-        statsd: Statsd::new(&settings.statsd)?,
+        statsd: Statsd::new(settings.statsd.clone()),
         traces: Traces::new(&settings.traces, settings.ca_file(), &identity.to_string())?,
         kill: CancellationToken::new(),
     });
@@ -165,22 +162,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
     let custody = tokio::spawn(custody.run(settlements, deliver));
     let occupancy_key = keys::occupancy(&identity);
-    let shown = health::Worker {
-        loads: Arc::new(loads(&settings, &identity, &handle)?),
-        handle: handle.clone(),
-        running: running.clone(),
-        builders: Arc::clone(&processor.integrations.builders),
-        state: Arc::clone(&state),
-        capsules: settings.capsules().into_iter().map(|(name, its)| (name.to_owned(), its.concurrency)).collect(),
-        shard_builds: settings
-            .builders
-            .iter()
-            .filter(|(_, its)| its.shards.is_some())
-            .map(|(name, its)| (name.clone(), its.shard_builds.into()))
-            .collect(),
-        quiet: shutdown.quiet.clone(),
-        has_room,
-    };
+    let reported = reported(&settings, &processor, &handle, &running, &shutdown, has_room)?;
     let (socket, watchdog) = environment::notify().unzip();
     let systemd = Systemd::new(socket, watchdog.flatten());
     systemd.notify("READY=1");
@@ -218,7 +200,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),
             processor.log_streams.run(&ended),
             processor.statsd.run(&ended),
-            health.run(shown, &ended),
+            health.run(reported, &ended),
             state::watch(state, &settings.state, &room, &ended),
             keep_deletion_cost(&running, &ended),
             beat(&lease, &systemd, &ended),
@@ -233,7 +215,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let end = async {
         work.await.expect("taking units does not panic");
         finish_custody(custody, &handle, &running).await;
-        let goodbyes = async { tokio::join!(processor.integrations.github.finish(), processor.traces.finish()) };
+        let goodbyes = async { tokio::join!(processor.integrations.github.finish(), processor.traces.finish(GOODBYE)) };
         let _ = timeout(GOODBYE, goodbyes).await;
         ended.cancel();
     };
@@ -287,6 +269,29 @@ async fn keep_deletion_cost(running: &RunningJobs, ended: &CancellationToken) {
     if let Some((name, namespace)) = environment::own_pod() {
         OwnPod { name, namespace }.run(|| running.n_jobs(), ended).await;
     }
+}
+
+/// What the listener reports.
+fn reported(
+    settings: &Settings,
+    processor: &Processor,
+    handle: &Handle,
+    running: &RunningJobs,
+    shutdown: &Shutdown,
+    has_room: watch::Receiver<bool>,
+) -> Result<health::Worker, RedisError> {
+    let sharded = settings.builders.iter().filter(|(_, builder)| builder.shards.is_some());
+    Ok(health::Worker {
+        loads: Arc::new(loads(settings, &processor.identity, handle)?),
+        handle: handle.clone(),
+        running: running.clone(),
+        builders: Arc::clone(&processor.integrations.builders),
+        state: Arc::clone(&processor.integrations.state),
+        capsules: settings.capsules().into_iter().map(|(name, its)| (name.to_owned(), its.concurrency)).collect(),
+        shard_builds: sharded.map(|(name, builder)| (name.clone(), builder.shard_builds.into())).collect(),
+        quiet: shutdown.quiet.clone(),
+        has_room,
+    })
 }
 
 /// What reads the load of the queues.

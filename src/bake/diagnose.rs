@@ -132,12 +132,26 @@ pub(super) fn blame(targets: &mut [TargetReport], failure: &Failure, named: Opti
         for target in targets.iter_mut().filter(|target| is_failed(target) && target.failed_step.is_none()) {
             (target.status, target.error) = (None, None);
         }
-    } else if failure.reason.class() == Class::User && !targets.iter().any(is_failed) {
+    } else if failure.reason.class() == Class::User {
+        // docker-buildx closed its connection at the failure of another target.
+        for target in targets.iter_mut().filter(|target| is_failed(target) && is_cut_off(target)) {
+            (target.status, target.error) = (None, None);
+        }
+        if targets.iter().any(is_failed) {
+            return;
+        }
         let is_only = targets.len() == 1;
         for target in targets.iter_mut().filter(|target| is_only || named == Some(&target.name)) {
             (target.status, target.error) = (Some(Status::Failed), Some(failure.detail.clone()));
         }
     }
+}
+
+/// Whether a target has no error but that its connection to BuildKit ended, in the words of gRPC.
+fn is_cut_off(target: &TargetReport) -> bool {
+    let begins = ["rpc error: code = Unavailable ", "rpc error: code = Canceled "];
+    target.failed_step.is_none()
+        && target.error.as_ref().is_some_and(|error| begins.iter().any(|begin| error.starts_with(begin)))
 }
 
 /// What a failed vertex says: a step of the Dockerfile, a base image or an export.

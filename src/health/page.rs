@@ -3,7 +3,7 @@
 //! The second part has a recorder of its own for each scrape. So a pod that is gone, or an account without jobs, has no series.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::http::header::CONTENT_TYPE;
@@ -23,10 +23,14 @@ use crate::sidekiq::tenant;
 /// The text format of Prometheus, which also has an `openmetrics` form.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// How long what Kubernetes said of the builders is shown.
+/// How soon Kubernetes is asked about the builders again, and how long an answer is shown.
 const FRESH: Duration = Duration::from_secs(30);
+const STALE: Duration = Duration::from_secs(180);
 
-/// What was recorded since the start of the worker.
+/// What this process has recorded. The recorder of a process cannot be replaced.
+static RECORDED: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// The page of a worker.
 pub(super) struct Page {
     recorded: PrometheusHandle,
     builders: Arc<Mutex<Surveyed>>,
@@ -35,28 +39,15 @@ pub(super) struct Page {
 /// What Kubernetes said of the builders.
 #[derive(Default)]
 struct Surveyed {
-    /// When it was asked last.
-    asked_at: Option<Instant>,
+    is_asking: bool,
+    answered_at: Option<Instant>,
     builders: Vec<BuilderStatus>,
 }
 
 impl Page {
     /// Begins to record.
     pub(super) fn begin() -> Self {
-        let histograms = metric::ALL.iter().filter_map(|metric| match metric.kind {
-            Kind::Histogram(bounds) => Some((metric.name, bounds)),
-            _ => None,
-        });
-        let with_bounds = |builder: PrometheusBuilder, (name, bounds): (&str, &[f64])| {
-            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds).expect("a histogram has bounds")
-        };
-        let recorder = histograms.fold(PrometheusBuilder::new(), with_bounds).build_recorder();
-        let recorded = recorder.handle();
-        metric::describe(&recorder);
-        metric::begin(&recorder);
-        // A second worker of this process records into the page of the first.
-        let _ = metrics::set_global_recorder(recorder);
-        Self { recorded, builders: Arc::default() }
+        Self { recorded: RECORDED.get_or_init(record).clone(), builders: Arc::default() }
     }
 
     /// Adds up the values of the histograms.
@@ -75,8 +66,11 @@ impl Page {
             process.describe();
             process.collect();
             record_worker(worker);
-            record_load(worker, load.as_ref());
-            record_builders(worker, &self.surveyed().builders);
+            metric::REDIS_UP.set([], f64::from(!matches!(load, Err(NotKnown::NoAnswer))));
+            if let Ok(load) = &load {
+                record_load(worker, load);
+            }
+            record_builders(worker, self.surveyed().fresh());
         });
         ([(CONTENT_TYPE, TEXT)], self.recorded.render() + &recorder.handle().render())
     }
@@ -84,14 +78,15 @@ impl Page {
     /// Asks Kubernetes about the builders, when the last answer is old. This scrape does not wait for it.
     fn survey(&self, worker: &Worker) {
         let mut surveyed = self.surveyed();
-        if surveyed.asked_at.is_some_and(|asked_at| asked_at.elapsed() < FRESH) {
+        if surveyed.is_asking || surveyed.answered_at.is_some_and(|at| at.elapsed() < FRESH) {
             return;
         }
-        surveyed.asked_at = Some(Instant::now());
+        surveyed.is_asking = true;
         let (known, builders) = (Arc::clone(&self.builders), Arc::clone(&worker.builders));
         tokio::spawn(async move {
-            let found = statuses(&builders).await;
-            known.lock().unwrap_or_else(PoisonError::into_inner).builders = found;
+            let builders = statuses(&builders).await;
+            let answered = Surveyed { is_asking: false, answered_at: Some(Instant::now()), builders };
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = answered;
         });
     }
 
@@ -106,19 +101,52 @@ impl std::fmt::Debug for Page {
     }
 }
 
+impl Surveyed {
+    /// The builders, as long as the answer counts.
+    fn fresh(&self) -> &[BuilderStatus] {
+        if self.answered_at.is_some_and(|at| at.elapsed() < STALE) { &self.builders } else { &[] }
+    }
+}
+
+/// Installs the recorder of this process.
+fn record() -> PrometheusHandle {
+    let histograms = metric::ALL.iter().filter_map(|metric| match metric.kind {
+        Kind::Histogram(bounds) => Some((metric.name, bounds)),
+        _ => None,
+    });
+    let with_bounds = |builder: PrometheusBuilder, (name, bounds): (&str, &[f64])| {
+        builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds).expect("a histogram has bounds")
+    };
+    let recorder = histograms.fold(PrometheusBuilder::new(), with_bounds).build_recorder();
+    let recorded = recorder.handle();
+    metric::describe(&recorder);
+    metric::begin(&recorder);
+    metrics::set_global_recorder(recorder).expect("nothing else installs a recorder");
+    recorded
+}
+
+/// Why the load is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotKnown {
+    /// Redis does not answer.
+    NoAnswer,
+    /// Redis refuses a command, or another worker takes long to read it.
+    Refused,
+}
+
 impl Worker {
-    /// What waits and runs; `None` when Redis does not answer.
-    pub(super) async fn load(&self) -> Option<Load> {
+    /// What waits and runs.
+    pub(super) async fn load(&self) -> Result<Load, NotKnown> {
         let loads = Arc::clone(&self.loads);
-        // As with the question of `/ready`: when its time is over, it goes on.
+        // A timed-out reading goes on: only its own failure drops a dead connection, or finds the next sentinel.
         let read = tokio::spawn(async move { loads.read().await });
         match tokio::time::timeout(PATIENCE, read).await {
-            Ok(Ok(Ok(load))) => Some(load),
+            Ok(Ok(Ok(load))) => load.ok_or(NotKnown::Refused),
             Ok(Ok(Err(error))) => {
                 tracing::debug!(%error, "the load is not known");
-                None
+                Err(if error.code().is_some() { NotKnown::Refused } else { NotKnown::NoAnswer })
             }
-            Ok(Err(_)) | Err(_) => None,
+            Ok(Err(_)) | Err(_) => Err(NotKnown::NoAnswer),
         }
     }
 }
@@ -143,8 +171,8 @@ fn record_worker(worker: &Worker) {
     }
     let mut accounts = BTreeMap::new();
     for job in worker.running.snapshot() {
-        let claim = tenant::read(&job.unit.text, &worker.loads.jobs, &worker.loads.tenants).claim;
-        *accounts.entry(claim.tenant).or_default() += 1;
+        let read = || tenant::read(&job.unit.text, &worker.loads.jobs, &worker.loads.tenants).claim.tenant;
+        *accounts.entry(job.iteration.tenant(read).to_owned()).or_default() += 1;
     }
     for (account, n_jobs) in metric::top(accounts) {
         metric::RUNNING_JOBS.set([&account], n_jobs as f64);
@@ -158,9 +186,7 @@ fn record_worker(worker: &Worker) {
     }
 }
 
-fn record_load(worker: &Worker, load: Option<&Load>) {
-    metric::REDIS_UP.set([], f64::from(load.is_some()));
-    let Some(load) = load else { return };
+fn record_load(worker: &Worker, load: &Load) {
     let now = Epoch::now();
     for (name, queue) in &load.queues {
         metric::QUEUE_JOBS.set([name], queue.n_jobs as f64);

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Worker;
-use super::page::Page;
+use super::page::{NotKnown, Page};
 use crate::sidekiq::load::Load;
 
 /// The answer.
@@ -28,7 +28,7 @@ struct Scale {
     slots: u64,
     /// Jobs that they run.
     running: u64,
-    /// Jobs that wait for a slot.
+    /// Jobs that wait for a slot, as far as the first ones of each queue tell.
     waiting: u64,
     /// Jobs that wait for something else: a limit of their account, an older build of their branch, a paused queue.
     blocked: u64,
@@ -67,12 +67,18 @@ impl Scale {
 /// Answers a request. 503 when Redis does not answer: an autoscaler then keeps what there is.
 pub(super) async fn answer(State(state): State<Arc<(Worker, Page)>>, headers: HeaderMap) -> Response {
     let worker = &state.0;
-    let Some(load) = worker.load().await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "Redis does not answer\n").into_response();
+    let load = match worker.load().await {
+        Ok(load) => load,
+        Err(NotKnown::NoAnswer) => return unavailable("Redis does not answer\n"),
+        Err(NotKnown::Refused) => return unavailable("the load is not known now\n"),
     };
     let scale = Scale::new(&load, worker);
     let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accepts.starts_with("text/plain") { scale.text().into_response() } else { Json(scale).into_response() }
+}
+
+fn unavailable(why: &'static str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
 impl Worker {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Listener;
-use crate::event::{Event, Status};
+use crate::event::Event;
 use crate::metric;
 use crate::reason::Reason;
 
@@ -27,6 +27,14 @@ impl Meter {
         }
         Self { queue, class, since: Instant::now(), n_fetched: AtomicU64::new(0) }
     }
+
+    /// Counts the end of the attempt. `outcome`: what happened to the job, as in [`metric::JOBS`].
+    pub fn end(&self, outcome: &str, reason: Option<Reason>) {
+        let (queue, class) = (self.queue.as_str(), self.class.as_str());
+        metric::JOB_DURATION.record([queue, class], self.since.elapsed());
+        let (name, reason_class) = reason.map_or(("", ""), |reason| (reason.name(), reason.class().name()));
+        metric::JOBS.add([queue, class, outcome, name, reason_class], 1);
+    }
 }
 
 impl Listener for Meter {
@@ -41,23 +49,7 @@ impl Listener for Meter {
             }
             Event::PodLost { builder } => metric::POD_RETRIES.add([builder], 1),
             Event::ContextSent { n_bytes } => metric::CONTEXT_BYTES.add([], *n_bytes),
-            Event::Ended { status, reason, is_over, .. } => {
-                let (queue, class) = (self.queue.as_str(), self.class.as_str());
-                metric::JOB_DURATION.record([queue, class], self.since.elapsed());
-                let reason_class = reason.map_or("", |reason| reason.class().name());
-                let outcome = outcome(*status, *reason, *is_over);
-                metric::JOBS.add([queue, class, outcome, reason.map_or("", Reason::name), reason_class], 1);
-            }
             _ => {}
         }
-    }
-}
-
-/// How an attempt ended, as a label.
-fn outcome(status: Status, reason: Option<Reason>, is_over: bool) -> &'static str {
-    match reason {
-        _ if is_over => status.name(),
-        Some(Reason::Interrupted) => "requeued",
-        _ => "retrying",
     }
 }

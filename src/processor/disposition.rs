@@ -131,6 +131,16 @@ pub(super) fn run_end(outcome: &AttemptOutcome, disposition: Disposition, is_rec
     }
 }
 
+/// How an attempt ended, as a label of a metric.
+pub(super) fn label(outcome: &AttemptOutcome, disposition: Disposition, is_reclaimed: bool) -> &'static str {
+    match disposition {
+        _ if is_reclaimed || matches!(outcome, AttemptOutcome::Stopped(Cause::Reclaimed)) => "reclaimed",
+        Disposition::RetryAt(_) => "retrying",
+        Disposition::Requeue => "requeued",
+        Disposition::Acknowledge | Disposition::Dead | Disposition::Drop => outcome.status().name(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Processor;
+use crate::clock::Epoch;
 use crate::event::Event;
 use crate::job::arguments;
 use crate::job::{self, Callback};
@@ -25,6 +26,9 @@ use crate::sidekiq::twins;
 use crate::stop::Stop;
 use crate::traces::{Begun, Carrier, Trace};
 
+/// No job waits longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// One attempt at a job. It outlives a panic of the attempt.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -34,6 +38,7 @@ pub(super) struct Job {
     pub record: Arc<Record>,
     pub archive: Option<Arc<LogArchive>>,
     pub trace: Option<Arc<Trace>>,
+    pub meter: Arc<Meter>,
     pub stop: Stop,
     /// Set as soon as the build request is known.
     callback: Mutex<Option<Callback>>,
@@ -62,9 +67,10 @@ impl Job {
             None => Value::Null,
         };
         let record = Arc::new(Record::new(report));
+        let meter = Arc::new(meter(processor, &running, &payload));
         let mut listeners: Vec<Arc<dyn Listener>> = vec![
             Arc::new(Log::default()),
-            Arc::new(meter(processor, &running, &payload)),
+            Arc::clone(&meter) as _,
             Arc::clone(&running.iteration.progress) as _,
             Arc::clone(&record) as _,
         ];
@@ -87,7 +93,20 @@ impl Job {
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
         let (callback, inputs, was_built, detail) = Default::default();
-        let job = Self { running, payload, journal, record, archive, trace, stop, callback, inputs, was_built, detail };
+        let job = Self {
+            running,
+            payload,
+            journal,
+            record,
+            archive,
+            trace,
+            meter,
+            stop,
+            callback,
+            inputs,
+            was_built,
+            detail,
+        };
         job.learn(&known);
         job
     }
@@ -203,20 +222,32 @@ impl Job {
     }
 }
 
-/// The metrics of an attempt. A job beside the slots only ends, so its time in the queue tells nothing of the workers.
+/// The metrics of an attempt.
 fn meter(processor: &Processor, running: &Running, payload: &Payload) -> Meter {
     let class = if processor.jobs.runs(&payload.class) { payload.class.clone() } else { String::new() };
-    let enqueued = payload.enqueued_at().filter(|_| !running.unit.token.is_beside());
-    Meter::new(running.unit.queue.clone(), class, enqueued.map(|enqueued| running.since.since(enqueued)))
+    // A job beside the slots only ends, so its queue time is not recorded.
+    let queued_at = queued_at(running, payload).filter(|_| !running.unit.token.is_beside());
+    Meter::new(running.unit.queue.clone(), class, queued_at.map(|queued_at| running.since.since(queued_at)))
+}
+
+/// When a job was enqueued, by the client's clock. A time that cannot be one is `None`: it would drown all others in a sum.
+fn queued_at(running: &Running, payload: &Payload) -> Option<Epoch> {
+    let enqueued = payload.enqueued_at()?;
+    // The clocks of two machines differ by some milliseconds.
+    let queued_at = if enqueued > running.since { running.since } else { enqueued };
+    (running.since.since(queued_at) < LONGEST_WAIT).then_some(queued_at)
 }
 
 fn begin_trace(processor: &Processor, running: &Running, payload: &Payload, attempt: u32) -> Option<Arc<Trace>> {
+    if !processor.traces.is_on() {
+        return None;
+    }
     processor.traces.begin(&Begun {
         queue: &running.unit.queue,
         class: &payload.class,
         jid: &payload.jid,
         attempt,
-        queued_at: payload.enqueued_at(),
+        queued_at: queued_at(running, payload),
         began_at: running.since,
         carrier: &payload.trace(),
     })

@@ -10,7 +10,7 @@ use crate::field_error::{FieldError, refuse};
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The modules that log. A test compares them with the source.
-pub const LOG_MODULES: [&str; 16] = [
+pub const LOG_MODULES: [&str; 17] = [
     "bake",
     "builder",
     "cli",
@@ -24,6 +24,7 @@ pub const LOG_MODULES: [&str; 16] = [
     "sidekiq",
     "source",
     "state",
+    "statsd",
     "systemd",
     "traces",
     "worker",
@@ -37,7 +38,7 @@ pub struct Log {
     /// `sidebake=debug,info`.
     pub level: String,
     /// Levels of single modules, such as `{ sidekiq = "debug" }`. The modules are `bake`, `builder`, `cli`, `github`, `health`,
-    /// `journal`, `log_stream`, `processor`, `redis`, `sidekiq`, `source`, `state`, `systemd` and `worker`.
+    /// `journal`, `log_stream`, `own_pod`, `processor`, `redis`, `sidekiq`, `source`, `state`, `statsd`, `systemd`, `traces` and `worker`.
     pub modules: BTreeMap<String, String>,
     /// The form of a line.
     pub format: LogFormat,

@@ -8,7 +8,7 @@ use crate::field_error::{FieldError, refuse};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Statsd {
-    /// Where the agent listens on UDP, such as `127.0.0.1:8125`. Without it, nothing is sent. A name is looked up once, at the start.
+    /// Where the agent listens on UDP, such as `127.0.0.1:8125`. Without it, nothing is sent. A name is looked up once.
     pub address: Option<String>,
     /// The start of every name: with `builds`, the worker sends `builds.jobs.count`.
     pub namespace: String,

@@ -33,6 +33,11 @@ impl Traces {
                 format!("{endpoint:?} is not a URL that begins with http:// or https://"),
             );
         }
+        // Its user and password would be sent to nobody, and shown in the log.
+        let host = self.endpoint.as_deref().and_then(|endpoint| endpoint.split('/').nth(2));
+        if host.is_some_and(|host| host.contains('@')) {
+            return refuse("traces.endpoint", "it must not have a user; set OTEL_EXPORTER_OTLP_HEADERS instead");
+        }
         if !(0.0..=1.0).contains(&self.sample) {
             return refuse("traces.sample", format!("{} is not between 0.0 and 1.0", self.sample));
         }
@@ -55,6 +60,8 @@ mod tests {
         for endpoint in ["collector:4318", "grpc://collector:4317", "http://"] {
             assert!(refused(Some(endpoint), 1.0).is_some_and(|error| error.contains(endpoint)), "{endpoint}");
         }
+        let secret = refused(Some("https://user:SECRET@otlp.example"), 1.0).unwrap_or_default();
+        assert!(secret.contains("OTEL_EXPORTER_OTLP_HEADERS") && !secret.contains("SECRET"), "{secret}");
         for sample in [-0.1, 1.1, f64::NAN] {
             assert!(refused(None, sample).is_some(), "{sample}");
         }

@@ -304,7 +304,9 @@ impl Custody {
                     n_sent += 1;
                     let sent = Instant::now();
                     let reply = turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await;
-                    metric::TURN_DURATION.record([], sent.elapsed());
+                    if reply.is_ok() {
+                        metric::TURN_DURATION.record([], sent.elapsed());
+                    }
                     reply
                 }
                 Err(error) => Err(error),

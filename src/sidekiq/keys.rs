@@ -33,6 +33,7 @@
 //! | `sidebake:watch:<queue>:<digest of settings>` | string | lock: one process at a time looks for jobs that only have to end | watch | 1 s |
 //! | `sidebake:queued:<queue>` | string | lock: one process at a time shows what jobs wait for | queued | 5 s |
 //! | `sidebake:load:<digest of queue names>` | string | JSON: what waits and runs, for `/metrics` and `/scale` | load | 10 s |
+//! | `sidebake:load:<digest of queue names>:<queue>` | string | lock: one process at a time reads the first jobs for it | load | 5 s |
 //! | `sidebake:newest:<hash of account, repository and ref>` | string | the newest job that builds the same; `edition.lua` has the values | newest | 30 days |
 //! | `sidebake:twin:<hash of the inputs>` | hash | `result`: what jobs with the same inputs get, as JSON; `ended_us` | processor | 10 minutes |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
@@ -168,8 +169,8 @@ pub fn load(digest: impl Display) -> String {
 }
 
 /// The process that reads the first jobs of a queue for [`load`].
-pub fn load_lock(queue: impl Display) -> String {
-    format!("sidebake:load:{queue}:lock")
+pub fn load_lock(digest: impl Display, queue: impl Display) -> String {
+    format!("sidebake:load:{digest}:{queue}")
 }
 
 /// The newest job of those that build the same.

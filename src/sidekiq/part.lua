@@ -1,6 +1,6 @@
 -- part.lua: reads a part of a queue, for the one process of the fleet that reads it for a purpose.
 --
--- KEYS  1 the list   2 the lock: `sidebake:scout:<queue>`, `sidebake:queued:<queue>` or `sidebake:watch:<queue>:<settings>`
+-- KEYS  1 the list   2 the lock: `sidebake:scout:<queue>`, `sidebake:queued:<queue>`, `sidebake:load:<digest>:<queue>` or `sidebake:watch:<queue>:<settings>`
 -- ARGV  1 identity of this process   2 life of the lock, ms   3 how many texts at the head to pass over   4 most texts to read
 --       5 most bytes of them   6 the longest text to return
 --

@@ -203,15 +203,16 @@ impl Payload {
     /// The trace in which the job was enqueued, in the fields of W3C Trace Context: those that OpenTelemetry's client writes into the
     /// job, or Sentry's.
     pub fn trace(&self) -> HashMap<String, String> {
-        let own = |name: &str| self.fields.string(name).map(|value| (name.to_owned(), value));
-        let found: HashMap<_, _> = ["traceparent", "tracestate"].into_iter().filter_map(own).collect();
-        if found.contains_key("traceparent") {
-            return found;
+        let state = self.fields.string("tracestate").filter(|state| state.len() <= bounds::TRACE_STATE);
+        let mut parent = self.fields.string("traceparent");
+        if parent.is_none() {
+            let sentry: HashMap<String, String> = self.fields.read("trace_propagation_headers").unwrap_or_default();
+            let own = || sentry.get("sentry-trace").and_then(|header| traceparent(header));
+            parent = sentry.get("traceparent").cloned().or_else(own);
         }
-        let sentry: HashMap<String, String> = self.fields.read("trace_propagation_headers").unwrap_or_default();
-        let parent = sentry.get("traceparent").cloned();
-        let parent = parent.or_else(|| sentry.get("sentry-trace").and_then(|header| traceparent(header)));
-        parent.map(|parent| ("traceparent".to_owned(), parent)).into_iter().collect()
+        let Some(parent) = parent.filter(|parent| is_traceparent(parent)) else { return HashMap::new() };
+        let fields = [("traceparent", Some(parent)), ("tracestate", state)];
+        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
     /// When Rails created the job, by the client's clock. A retry keeps it.
@@ -376,6 +377,11 @@ fn escape_markup(line: &str) -> String {
 fn compress(lines: &[String]) -> String {
     let json = serde_json::to_vec(lines).expect("strings are JSON");
     BASE64_STANDARD.encode(compress_to_vec_zlib(&json, LEVEL))
+}
+
+/// Whether a text has the form of version 00 of a `traceparent`. What is in it is checked where it is used.
+fn is_traceparent(text: &str) -> bool {
+    text.len() == 55 && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }
 
 /// A header of Sentry, `TRACE-SPAN` or `TRACE-SPAN-SAMPLED`, as one of W3C Trace Context.

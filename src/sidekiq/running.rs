@@ -104,6 +104,7 @@ pub struct Iteration {
     /// Cancelled when the job is.
     pub cancelled: CancellationToken,
     candidate: OnceLock<Candidate>,
+    tenant: OnceLock<String>,
     newer: OnceLock<OtherJob>,
     written: Mutex<Option<(Instant, String)>>,
 }
@@ -166,6 +167,12 @@ impl Iteration {
     /// Lets a newer job end this one, and a twin have its result.
     pub fn take_part(&self, candidate: Candidate) {
         let _ = self.candidate.set(candidate);
+    }
+
+    /// The tenant of the job, which is read once.
+    pub fn tenant(&self, read: impl FnOnce() -> String) -> &str {
+        let known = self.candidate.get().map(|candidate| candidate.claim.tenant.as_str());
+        known.unwrap_or_else(|| self.tenant.get_or_init(read))
     }
 
     /// The job among those that build the same; `None` when it does not take part.

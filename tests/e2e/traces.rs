@@ -105,12 +105,12 @@ async fn a_build_is_one_trace_from_rails_to_its_steps_and_its_callback() {
     harness.redis.push_raw("default", job.to_string()).await;
     let callback = harness.callback_jobs(1).await.remove(0);
 
-    let arrives = || collector.spans().iter().any(|span| span.name == "BuildJob process");
+    let arrives = || collector.spans().iter().any(|span| span.name == "process default");
     wait_for_within(PATIENCE, "the trace", arrives).await;
     let spans = collector.spans();
     let of = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:#?}"));
     assert!(spans.iter().all(|span| span.trace == TRACE), "{spans:#?}");
-    let attempt = of("BuildJob process");
+    let attempt = of("process default");
     assert_eq!((attempt.parent.as_str(), attempt.kind.as_str()), ("00f067aa0ba902b7", "SPAN_KIND_CONSUMER"));
     for (name, value) in [
         ("messaging.destination.name", "default"),

@@ -134,7 +134,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     assert_eq!((old.len(), hosts().await), (2, old.clone()));
 
     // New pods start while the old ones finish their builds.
-    let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 20)])).await;
+    let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 60)])).await;
     harness.is_in_flight().await;
     // When the Deployment shrinks, Kubernetes ends the other worker.
     let costs = || -> Vec<String> {

@@ -61,3 +61,18 @@ fn a_builder_that_is_away_fails_no_target() {
     assert_eq!(exited(&progress, &NO_LINE).reason, Reason::BuilderUnavailable);
     assert_eq!(progress.reports(false)[0].status, None);
 }
+
+#[test]
+fn a_connection_that_ended_with_another_targets_failure_is_no_failure_of_its_own() {
+    let report = |name: &str, error: Option<&str>| TargetReport {
+        name: name.into(),
+        status: error.map(|_| Status::Failed),
+        error: error.map(str::to_owned),
+        ..TargetReport::default()
+    };
+    let cut_off = "rpc error: code = Unavailable desc = error reading from server: EOF";
+    let mut targets = [report("api", None), report("jobs", Some(cut_off)), report("web", None)];
+    blame(&mut targets, &Failure::new(Reason::DockerfileInvalid, "unknown instruction: RUNN"), Some("api"));
+    let ends = targets.each_ref().map(|target| (target.status, target.error.as_deref()));
+    assert_eq!(ends, [(Some(Status::Failed), Some("unknown instruction: RUNN")), (None, None), (None, None)]);
+}
