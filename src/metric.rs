@@ -5,14 +5,17 @@
 //! but for the accounts with the most jobs ([`top`]).
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString, with_recorder};
 
 /// Accounts that have series of their own. All others are counted together.
 pub const TOP: usize = 10;
+
+/// Series of a metric that are found quickly. The others are found by the exporter.
+const MOST_HANDLES: usize = 100;
 
 /// The label of all other accounts.
 pub const OTHER: &str = "other";
@@ -59,8 +62,7 @@ pub struct Definition {
 pub struct Counter<const N: usize> {
     name: &'static str,
     labels: [&'static str; N],
-    /// The counter itself, when it has no labels.
-    only: OnceLock<metrics::Counter>,
+    handles: Handles<N, metrics::Counter>,
 }
 
 /// A gauge with `N` labels.
@@ -75,19 +77,42 @@ pub struct Gauge<const N: usize> {
 pub struct Histogram<const N: usize> {
     name: &'static str,
     labels: [&'static str; N],
-    /// The histogram itself, when it has no labels.
-    only: OnceLock<metrics::Histogram>,
+    handles: Handles<N, metrics::Histogram>,
+}
+
+/// The series of a metric that were recorded before. The exporter takes longer to find one than a short job takes for everything else.
+#[derive(Debug)]
+struct Handles<const N: usize, T>(RwLock<Vec<([String; N], T)>>);
+
+impl<const N: usize, T: Clone> Handles<N, T> {
+    const fn new() -> Self {
+        Self(RwLock::new(Vec::new()))
+    }
+
+    /// The series with these values of the labels, made by `register` when it is new.
+    fn get(&self, values: [&str; N], register: impl FnOnce() -> T) -> T {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, handle)) = known.iter().find(|(of, _)| of.iter().zip(values).all(|(of, value)| of == value)) {
+            return handle.clone();
+        }
+        drop(known);
+        let handle = register();
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < MOST_HANDLES {
+            known.push((values.map(str::to_owned), handle.clone()));
+        }
+        handle
+    }
 }
 
 impl<const N: usize> Counter<N> {
     /// Adds `n`, with the values of the labels in their order.
     pub fn add(&self, values: [&str; N], n: u64) {
-        let register =
-            || with_recorder(|recorder| recorder.register_counter(&key(self.name, self.labels, values), &METADATA));
-        match N {
-            _ if !IS_RECORDING.load(Ordering::Relaxed) => {}
-            0 => self.only.get_or_init(register).increment(n),
-            _ => register().increment(n),
+        if IS_RECORDING.load(Ordering::Relaxed) {
+            let key = || key(self.name, self.labels, values);
+            self.handles
+                .get(values, || with_recorder(|recorder| recorder.register_counter(&key(), &METADATA)))
+                .increment(n);
         }
     }
 }
@@ -102,13 +127,10 @@ impl<const N: usize> Gauge<N> {
 impl<const N: usize> Histogram<N> {
     /// Records a duration in seconds, with the values of the labels in their order.
     pub fn record(&self, values: [&str; N], took: Duration) {
-        let register =
-            || with_recorder(|recorder| recorder.register_histogram(&key(self.name, self.labels, values), &METADATA));
-        let seconds = took.as_secs_f64();
-        match N {
-            _ if !IS_RECORDING.load(Ordering::Relaxed) => {}
-            0 => self.only.get_or_init(register).record(seconds),
-            _ => register().record(seconds),
+        if IS_RECORDING.load(Ordering::Relaxed) {
+            let key = || key(self.name, self.labels, values);
+            let register = || with_recorder(|recorder| recorder.register_histogram(&key(), &METADATA));
+            self.handles.get(values, register).record(took.as_secs_f64());
         }
     }
 }
@@ -130,10 +152,10 @@ macro_rules! metrics {
     (@kind Counter) => { Kind::Counter };
     (@kind Gauge) => { Kind::Gauge };
     (@kind Histogram $bounds:ident) => { Kind::Histogram($bounds) };
-    (@static Counter, $name:literal, $labels:expr) => { Counter { name: $name, labels: $labels, only: OnceLock::new() } };
+    (@static Counter, $name:literal, $labels:expr) => { Counter { name: $name, labels: $labels, handles: Handles::new() } };
     (@static Gauge, $name:literal, $labels:expr) => { Gauge { name: $name, labels: $labels } };
     (@static Histogram, $name:literal, $labels:expr) => {
-        Histogram { name: $name, labels: $labels, only: OnceLock::new() }
+        Histogram { name: $name, labels: $labels, handles: Handles::new() }
     };
     ($($kind:ident $(($bounds:ident))? $metric:ident: $n:literal = $name:literal, $labels:expr, $help:literal;)+) => {
         $(
